@@ -1,0 +1,169 @@
+"""One task → one committed shard. Runs on a worker, knows no Dask; a bad video never ends a build."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.decode import DecodeError, Frame, get_decoder
+from pipeline.plan import Item, ShardTask, sample_key
+from pipeline.recipe import Recipe
+from pipeline.shards import ShardWriter, frames_of, get_format
+from pipeline.shards.directory import Reuse, commit, file_sha256, temporary
+from pipeline.shards.sidecar import Rejected, Sample, Sidecar
+from pipeline.sources import Video
+
+Report = Callable[[int], None]  # called with the number of videos that are done
+
+
+@dataclass(frozen=True)
+class Built:
+    """What became of one task: how many videos were decoded, copied and rejected anew."""
+
+    name: str
+    decoded: int
+    copied: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Consecutive kept frames of one video, at most `max_frames`: one sample."""
+
+    frames: list[Frame]
+    first: int  # the slot of the first frame: it was displayed at t0 + first/fps
+
+
+def build_shard(task: ShardTask, report: Report, root: str, recipe: Recipe) -> Built:
+    """Write the task's shard and its sidecar into the set at `root`, whole or not at all."""
+    shard_format = get_format(recipe.format)
+    made = temporary(Path(root), task.name)
+    try:
+        filling = _Filling(task, Path(root), recipe, shard_format.create(made, recipe))
+        for item in task.items:
+            filling.add(item)
+            report(1)
+        filling.writer.close()
+        sidecar = Sidecar(
+            shard=task.name + shard_format.extension,
+            fingerprint=recipe.fingerprint,
+            split=task.split,
+            bucket=task.bucket,
+            buckets=task.buckets,
+            bytes=made.stat().st_size,
+            sha256=file_sha256(made),
+            samples=tuple(filling.samples),
+            rejected=tuple(filling.rejected),
+        )
+        commit(Path(root), made, sidecar)
+    finally:
+        made.unlink(missing_ok=True)
+    return Built(task.name, filling.decoded, filling.copied, len(filling.rejected))
+
+
+class _Filling:
+    """A shard in the making: its writer, and what went in so far."""
+
+    def __init__(self, task: ShardTask, root: Path, recipe: Recipe, writer: ShardWriter) -> None:
+        self.split, self.root, self.recipe, self.writer = task.split, root, recipe, writer
+        self.decoder = get_decoder(recipe.decoder)
+        self.samples: list[Sample] = []
+        self.rejected: list[Rejected] = []
+        self.decoded = self.copied = 0
+        self._trusted: dict[str, bool] = {}
+
+    def add(self, item: Item) -> None:
+        """One video: copied where its frames stand and are sound, else decoded, else rejected."""
+        if item.reuse and self._is_sound(item.reuse):
+            self.samples += self._copy(item.video, item.reuse)
+            self.copied += 1
+        elif item.rejected:
+            known = item.rejected
+            self.rejected.append(_reject(item.video, known.source, known.reason, known.frames))
+        else:
+            self._decode(item.video)
+            self.decoded += 1
+
+    def _is_sound(self, reuse: Reuse) -> bool:
+        """Frames are copied only from a file with the bytes that its sidecar promised; damage ends here."""
+        if reuse.file not in self._trusted:
+            try:
+                self._trusted[reuse.file] = file_sha256(self.root / reuse.file) == reuse.sha256
+            except OSError:
+                self._trusted[reuse.file] = False
+        return self._trusted[reuse.file]
+
+    def _copy(self, video: Video, reuse: Reuse) -> list[Sample]:
+        """Frames that stand already, under the video's present name, label and split."""
+        samples = []
+        with get_format(self.recipe.format).open(self.root / reuse.file, self.recipe) as reader:
+            for index, old in enumerate(reuse.samples):
+                key = _part_key(video.id, index, len(reuse.samples))
+                names = {"key": key, "video": video.id, "label": video.label, "group": video.group}
+                meta = {**reader.meta(old), **names, "split": self.split}
+                offset = self.writer.add(key, reader.frames(old), meta)
+                samples.append(replace(old, **names, offset=offset))
+        return samples
+
+    def _decode(self, video: Video) -> None:
+        mark, count = self.writer.mark(), 0
+        samples: list[Sample] = []
+        source = None
+        try:
+            source = file_sha256(video.path)
+            for index, (part, is_only) in enumerate(
+                _parts(self.decoder.frames(video.path, self.recipe), self.recipe.max_frames)
+            ):
+                key = _part_key(video.id, index, 1 if is_only else 2)
+                meta = self._meta(video, key, source, part)
+                offset = self.writer.add(key, frames_of([frame.pixels for frame in part.frames]), meta)
+                samples.append(Sample(key, video.id, video.label, video.group, source, len(part.frames), offset))
+                count += len(part.frames)
+        except DecodeError as error:
+            reason = str(error)
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror}"
+        except Exception as error:  # whatever a decoder throws at one file, the others go on
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            self.samples += samples
+            return
+        self.writer.rewind(mark)
+        self.rejected.append(_reject(video, source, reason, count))
+
+    def _meta(self, video: Video, key: str, source: str, part: _Part) -> dict[str, Any]:
+        """What the shard says of a sample beside its frames; docs/format.md explains each field."""
+        return {
+            "key": key,
+            "video": video.id,
+            "label": video.label,
+            "group": video.group,
+            "split": self.split,
+            "source": {"sha256": source, "bytes": Path(video.path).stat().st_size},
+            "fps": str(self.recipe.fps),
+            "first": part.first,
+            "time_base": str(part.frames[0].time_base),
+            "pts": [frame.pts for frame in part.frames],
+            "decoder": self.decoder.version(),
+        }
+
+
+def _parts(frames: Iterator[Frame], max_frames: int) -> Iterator[tuple[_Part, bool]]:
+    """Cut a stream of frames into parts; the flag says that the video is a single one."""
+    part = _Part([], 0)
+    for frame in frames:
+        if len(part.frames) == max_frames:
+            yield part, False
+            part = _Part([], part.first + max_frames)
+        part.frames.append(frame)
+    if part.frames:
+        yield part, part.first == 0
+
+
+def _part_key(video_id: str, index: int, parts: int) -> str:
+    key = sample_key(video_id)
+    return key if parts == 1 else f"{key}#{index:04d}"
+
+
+def _reject(video: Video, source: str | None, reason: str, frames: int) -> Rejected:
+    return Rejected(video.id, video.label, video.group, source, reason, frames)

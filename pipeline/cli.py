@@ -1,0 +1,184 @@
+"""`prep`: videos to shards. Heavy imports stay inside the commands, so that `--help` answers at once."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.console import Commands, human_bytes, json_option, print_json, print_table, progress, warn
+
+DEFAULT_VIDEOS = Path("data/videos")
+DEFAULT_SHARDS = Path("data/shards")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="reelcache", prog_name="prep")
+def main() -> None:
+    """Decode each video once, offline, into shards of small uint8 frames.
+
+    \b
+    Start with:  prep sample-videos data/videos
+                 prep build-shards --fps 5 --size 112
+                 prep inspect data/shards
+    """
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--videos", default=320, show_default=True, help="How many to make, over all splits.")
+@click.option("--splits", default="train,val", show_default=True, help="Comma-separated; the first gets 4 in 5.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same videos.")
+@click.option("--overwrite", is_flag=True, help="Replace the videos that an earlier call made in DIR.")
+def sample_videos(folder: Path, videos: int, splits: str, seed: int, overwrite: bool) -> None:
+    """Make labelled h264 videos to try everything on: two figures that meet, or part.
+
+    The two classes are each other in reverse, so that no single frame tells them apart; motion does.
+
+    \b
+    Example:  prep sample-videos data/videos
+    """
+    from pipeline.sample_videos import make_sample_videos
+
+    with progress("videos") as stage:
+        made = make_sample_videos(folder, videos, splits.split(","), seed, overwrite=overwrite, stage=stage)
+    click.echo(f"{made} videos in {folder}; next: prep build-shards {folder}")
+
+
+@main.command()
+@click.argument("source", metavar="[SRC]", type=click.Path(path_type=Path), default=DEFAULT_VIDEOS)
+@click.option("--out", type=click.Path(path_type=Path), default=DEFAULT_SHARDS, show_default=True, help="The set.")
+@click.option("--fps", default="5", show_default=True, help="Frames kept per second: 5, 12.5, 30000/1001.")
+@click.option("--size", default="112", show_default=True, help="Stored frames: 112 (square) or 160x90.")
+@click.option(
+    "--fit", type=click.Choice(["stretch", "crop", "pad"]), default="stretch", show_default=True,
+    help="How other shapes become this one.",
+)  # fmt: skip
+@click.option("--decoder", default="pyav", show_default=True, help="pyav, or opencv where PyAV is not to be had.")
+@click.option("--max-frames", default=1024, show_default=True, help="Longer videos become several samples.")
+@click.option("--videos-per-shard", default=32, show_default=True, help="At most so many, on average.")
+@click.option("--val", default=0.2, show_default=True, help="Share of the groups for val, where SRC names no split.")
+@click.option("--test", default=0.0, show_default=True, help="Likewise for test.")
+@click.option("--split-seed", default=0, show_default=True, help="Another number, another draw of the groups.")
+@click.option("--group-by", metavar="REGEX", help="What of a path names the recording that a clip was cut from.")
+@click.option("--workers", type=click.IntRange(0), help="Processes; 0: this one. Default: one a core.")
+@click.option("--scheduler", metavar="tcp://…", help="Use this running Dask cluster instead.")
+@click.option("--prune", is_flag=True, help="Drop videos from the set that SRC no longer has.")
+@click.option("--overwrite", is_flag=True, help="Remove the set that stands in --out first.")
+@json_option
+def build_shards(source: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Decode the videos of SRC (default data/videos) into the shard set --out.
+
+    SRC is a folder of <label>/*.mp4 or <split>/<label>/*.mp4, or a CSV with path,label[,split][,group][,key].
+    Run it again after any change or crash: only what is new is decoded.
+
+    \b
+    Example:  prep build-shards rwf-2000 --out data/rwf --fps 5 --size 112
+    """
+    from pipeline.driver import build_set
+    from pipeline.errors import WorkFailed
+    from pipeline.shards.index import read_set
+    from pipeline.summary import summarize
+
+    settings = _build_settings(options)
+    with progress("videos") as stage:
+        report = build_set(source, out, stage=stage, **settings)
+    summary = summarize(read_set(out, whole=False))
+    for message in report.warnings:
+        warn(message)
+    did = {
+        "decoded": report.decoded, "copied": report.copied,
+        "shards_written": report.shards_written, "shards_kept": report.shards_kept,
+    }  # fmt: skip
+    if as_json:
+        print_json({**summary, **did, "warnings": list(report.warnings)})
+    else:
+        print_table(f"{out}: decoded {report.decoded} videos, copied {report.copied}, wrote "
+                    f"{report.shards_written} shards, kept {report.shards_kept}", _summary_rows(summary))  # fmt: skip
+        _print_rejections(summary)
+    if not summary["videos"]:
+        raise WorkFailed(f"{source}: none of its {summary['rejected']} videos could be decoded")
+
+
+@main.command()
+@click.argument("shards", metavar="SET", type=click.Path(path_type=Path), default=DEFAULT_SHARDS)
+@json_option
+def inspect(shards: Path, as_json: bool) -> None:
+    """Say what is in a shard set.
+
+    \b
+    Example:  prep inspect data/shards --json
+    """
+    from pipeline.shards.index import read_set
+    from pipeline.summary import summarize
+
+    summary = summarize(read_set(shards, whole=False))
+    if as_json:
+        print_json(summary)
+        return
+    print_table(str(shards), _summary_rows(summary))
+    _print_rejections(summary)
+
+
+def _build_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `build-shards` as `build_set` takes them. Raises `UserError`."""
+    from pipeline.decode import get_decoder
+    from pipeline.errors import UserError
+    from pipeline.recipe import Recipe, parse_fps, parse_size
+
+    val, test = options["val"], options["test"]
+    if not (0 <= val <= 1 and 0 <= test <= 1 and val + test <= 1):
+        raise UserError(f"--val {val} --test {test}: shares from 0 to 1, together at most 1")
+    for name in ("max_frames", "videos_per_shard"):
+        if options[name] < 1:
+            raise UserError(f"--{name.replace('_', '-')} {options[name]}: must be 1 or more")
+    get_decoder(options["decoder"])
+    width, height = parse_size(options["size"])
+    recipe = Recipe(
+        fps=parse_fps(options["fps"]),
+        width=width,
+        height=height,
+        fit=options["fit"],
+        decoder=options["decoder"],
+        max_frames=options["max_frames"],
+    )
+    workers = options["workers"] if options["workers"] is not None else _cores()
+    passed = {name: options[name] for name in ("split_seed", "group_by", "scheduler", "prune", "overwrite")}
+    per_shard = options["videos_per_shard"]
+    return {"recipe": recipe, "val": val, "test": test, "workers": workers, "per_shard": per_shard, **passed}
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The table of `inspect` and of the end of a build."""
+    width, height = summary["size"]
+    by_split = "; ".join(
+        f"{split} {sum(labels.values())} ({', '.join(f'{label} {n}' for label, n in labels.items())})"
+        for split, labels in summary["split_labels"].items()
+    )
+    rows = [
+        ("videos", f"{summary['videos']:,}"),
+        ("rejected", f"{summary['rejected']:,}"),
+        ("frames", f"{summary['frames']:,} of {width}×{height}, {summary['fps']:g} a second"),
+        ("bytes", f"{human_bytes(summary['bytes'])} in {summary['shards']:,} shards"),
+        ("splits", by_split),
+        ("groups", f"{summary['groups']:,}, {len(summary['groups_across_splits'])} of them across splits"),
+        ("recipe", summary["fingerprint"]),
+        ("digest", summary["digest"]),
+    ]
+    if summary["same_bytes"]:
+        first = " = ".join(summary["same_bytes"][0])
+        rows.append(("same bytes", f"{len(summary['same_bytes'])} times, the first: {first}"))
+    if summary["unfinished"]:
+        rows.append(("unfinished", summary["unfinished"]))
+    return rows
+
+
+def _print_rejections(summary: dict[str, Any]) -> None:
+    rows = [(entry["video"], entry["reason"], entry["frames"]) for entry in summary["rejections"]]
+    if rows:
+        print_table("rejected", rows, ("video", "reason", "frames before"))

@@ -1,0 +1,99 @@
+"""Manners of both command lines: errors in one line, progress and tables on stderr or stdout, `--json`."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from pipeline.errors import UserError
+
+Stage = Callable[[str, int], Callable[[int], None]]
+
+
+class Commands(click.Group):
+    """A click group whose commands end a `UserError` in one line and its exit code, never a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except BrokenPipeError:  # the reader of our output has seen enough
+            sys.stderr.close()
+            ctx.exit(0)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--json`, with the same words everywhere."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")(command)
+
+
+def print_json(values: Any) -> None:
+    """One JSON object on stdout."""
+    click.echo(json.dumps(values, indent=2))
+
+
+def print_table(title: str, rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> None:
+    """A table on stdout; plain text where nobody looks or `NO_COLOR` is set."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", show_header=bool(header), title_style="bold")
+    for name in header or [""] * max(map(len, rows), default=1):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    # A pipe has no width of its own: lines there are as long as they are.
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+
+
+def warn(message: str) -> None:
+    """A warning on stderr."""
+    click.secho(f"Warning: {message}", err=True, fg="yellow")
+
+
+@contextmanager
+def progress(unit: str) -> Iterator[Stage]:
+    """A progress bar on stderr with rate and ETA; yields a function that opens a stage of the work."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        Remaining(),
+    )
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=120) as bar:
+
+        def stage(what: str, total: int) -> Callable[[int], None]:
+            task_id = bar.add_task(what, total=total, rate="")
+
+            def step(count: int) -> None:
+                bar.advance(task_id, count)
+                speed = next(task.speed for task in bar.tasks if task.id == task_id)
+                bar.update(task_id, rate=f"{speed:.1f} {unit}/s" if speed else "")
+
+            return step
+
+        yield stage
+
+
+def human_bytes(count: float) -> str:
+    """`1.9 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

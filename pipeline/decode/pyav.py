@@ -1,0 +1,249 @@
+"""The default decoder: exact frames by pts, decoding as little as that allows.
+
+Packets carry their presentation times before anything is decoded. So: demux, choose what to keep, and tell
+the codec for each packet that nobody wants to drop it if no other frame leans on it (`skip_frame = NONREF`);
+leave out whole groups of pictures without a kept frame; stop after the last one. Every kept frame is bit for
+bit what a full decode gives. Where a stream's times cannot be trusted beforehand, or a chosen frame does not
+come out, the file is decoded again in full, and the choice made as the frames come.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import av
+from av.container import InputContainer
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+
+from pipeline.decode import DecodeError, Frame
+from pipeline.decode.geometry import Placement, finish, place
+from pipeline.recipe import Recipe
+from pipeline.sampling import displays, end_of, keep_displayed, needed_packets
+
+# Packets of files up to this size are kept between choosing and decoding; larger files are read twice.
+HELD_BYTES = 64 << 20
+# Codecs that deliver nothing, rather than something wrong, when decoding starts in the middle: only theirs
+# are the groups of pictures that may be left out. (A GIF's "keyframes" paint on what was there before.)
+SEEKABLE_CODECS = {"h264", "hevc", "vp8", "vp9", "av1"}
+
+av.logging.set_level(None)  # reasons come as exceptions; FFmpeg's own chatter belongs to nobody
+
+
+class PyAV:
+    """See `pipeline.decode.Decoder`."""
+
+    def version(self) -> str:
+        """PyAV's version and that of the FFmpeg library inside."""
+        codec = ".".join(map(str, av.library_versions["libavcodec"]))
+        return f"pyav {av.__version__}, libavcodec {codec}"
+
+    def frames(self, path: str, recipe: Recipe) -> Iterator[Frame]:
+        """See `pipeline.decode.Decoder.frames`."""
+        delivered = 0
+        try:
+            for frame in _decode_chosen(path, recipe):
+                yield frame
+                delivered += 1
+            return
+        except (_CannotChoose, av.FFmpegError):
+            pass  # the full decode below delivers the rest, or raises the reason
+        for index, frame in enumerate(_decode_all(path, recipe)):
+            if index >= delivered:
+                yield frame
+
+
+class _CannotChoose(Exception):
+    """The times of the packets do not tell which frames will come out."""
+
+
+@contextmanager
+def _open(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    try:
+        # `file:` keeps a name with a colon, or one that starts with a dash, from being taken for a protocol.
+        container = av.open(f"file:{path}")
+    except (av.FFmpegError, OSError) as error:
+        raise DecodeError(f"cannot be opened as a video: {_reason(error)}") from error
+    with container:
+        stream = container.streams.best("video")
+        if not isinstance(stream, VideoStream):
+            raise DecodeError("holds no video stream")
+        stream.codec_context.thread_count = 1  # parallel over videos; and skipping must be exact
+        yield container, stream
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _demux(container: InputContainer, stream: VideoStream) -> Iterator[Any]:
+    return (packet for packet in container.demux(stream) if packet.size)
+
+
+def _decode_chosen(path: str, recipe: Recipe) -> Iterator[Frame]:
+    """Choose from the packets' times, then decode only what those frames need."""
+    with _open(path) as (container, stream):
+        held: list[Any] | None = []
+        bytes_held = 0
+        times: list[tuple[int, int, bool, bool]] = []  # pts, duration, keyframe, discarded by an edit list
+        for packet in _demux(container, stream):
+            if packet.pts is None:
+                raise _CannotChoose
+            times.append((packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
+            bytes_held += packet.size
+            if held is not None:
+                held.append(packet)
+                held = held if bytes_held <= HELD_BYTES else None
+        slots = _choose(times, stream, recipe)
+        if held is not None:
+            yield from _decode_needed(held, times, slots, stream, recipe)
+            return
+    with _open(path) as (container, stream):
+        yield from _decode_needed(_demux(container, stream), times, slots, stream, recipe)
+
+
+def _choose(times: list[tuple[int, int, bool, bool]], stream: VideoStream, recipe: Recipe) -> dict[int, int]:
+    """How many slots each kept pts fills, in order of display."""
+    shown = sorted((pts, duration) for pts, duration, _, discarded in times if not discarded)
+    pts = [p for p, _ in shown]
+    if not pts or len(set(pts)) != len(pts):
+        raise _CannotChoose
+    end = end_of(pts[-1], shown[-1][1], pts[-2] if len(pts) > 1 else None, _period(stream))
+    counts = displays(pts, end, _time_base(stream), recipe.fps)
+    return {p: count for p, count in zip(pts, counts, strict=True) if count}
+
+
+def _decode_needed(
+    packets: Iterable[Any],
+    times: list[tuple[int, int, bool, bool]],
+    slots: dict[int, int],
+    stream: VideoStream,
+    recipe: Recipe,
+) -> Iterator[Frame]:
+    codec = stream.codec_context
+    convert = _converter(stream, recipe)
+    waiting = iter(slots.items())
+    expected = next(waiting, None)
+    for frame in _decode_skipping(packets, times, slots, stream):
+        if frame.pts not in slots:
+            continue
+        if expected is None or frame.pts != expected[0]:
+            raise _CannotChoose  # an earlier chosen frame did not come out
+        yield from [convert(frame, frame.pts)] * expected[1]
+        expected = next(waiting, None)
+        if expected is None:
+            codec.flush_buffers()
+            return
+    raise _CannotChoose
+
+
+def _decode_skipping(
+    packets: Iterable[Any], times: list[tuple[int, int, bool, bool]], slots: dict[int, int], stream: VideoStream
+) -> Iterator[av.VideoFrame]:
+    codec = stream.codec_context
+    pts = [time[0] for time in times]
+    if codec.name in SEEKABLE_CODECS or codec.codec.canonical_name in SEEKABLE_CODECS:
+        needed = needed_packets(pts, [time[2] for time in times], set(slots))
+    else:
+        needed = [True] * len(pts)
+    gap = False
+    for packet, is_needed in zip(packets, needed, strict=False):
+        if not is_needed:
+            gap = True
+            continue
+        if gap:
+            yield from codec.decode(None)
+            codec.flush_buffers()
+        codec.skip_frame = "DEFAULT" if packet.pts in slots else "NONREF"
+        decoded = codec.decode(packet)
+        if gap and decoded and not decoded[0].key_frame:
+            raise _CannotChoose  # what the container calls a keyframe is none
+        gap = gap and not decoded
+        yield from decoded
+    yield from codec.decode(None)
+
+
+def _decode_all(path: str, recipe: Recipe) -> Iterator[Frame]:
+    """Decode every frame, past errors as players do, and choose as they come."""
+    errors: list[str] = []
+    count = 0
+    with _open(path) as (container, stream):
+        convert = _converter(stream, recipe)
+        timed = _timed(_decode_past_errors(container, stream, errors), _period(stream))
+        for pts, frame, slots in keep_displayed(timed, _time_base(stream), recipe.fps, _period(stream)):
+            kept = convert(frame, pts)
+            for _ in range(slots):
+                count += 1
+                yield kept
+    if errors:
+        raise DecodeError(f"breaks while decoding ({errors[0]}); {count} frames came out")
+    if not count:
+        raise DecodeError("no frame could be decoded")
+
+
+def _decode_past_errors(
+    container: InputContainer, stream: VideoStream, errors: list[str]
+) -> Iterator[av.VideoFrame]:
+    try:
+        for packet in container.demux(stream):
+            try:
+                yield from stream.codec_context.decode(packet if packet.size else None)
+            except av.EOFError:
+                return
+            except av.FFmpegError as error:
+                errors.append(_reason(error))
+    except av.FFmpegError as error:
+        errors.append(_reason(error))
+
+
+def _timed(
+    frames: Iterable[av.VideoFrame], period: int
+) -> Iterator[tuple[int, int | None, av.VideoFrame]]:
+    """Each frame with its pts; a frame without one comes a period after the one before it."""
+    latest: int | None = None
+    for frame in frames:
+        pts = frame.pts
+        if pts is None:
+            pts = 0 if latest is None else latest + period
+        latest = pts
+        yield pts, frame.duration or None, frame
+
+
+def _time_base(stream: VideoStream) -> Fraction:
+    return stream.time_base or Fraction(1, 1000)
+
+
+def _period(stream: VideoStream) -> int:
+    """The ticks of one frame at the stream's own rate."""
+    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+    return max(1, round(1 / (rate * _time_base(stream))))
+
+
+def _converter(stream: VideoStream, recipe: Recipe) -> Callable[[av.VideoFrame, int], Frame]:
+    """A function from a decoded frame to a stored one: one swscale context for the whole video."""
+    reformatter = VideoReformatter()
+    time_base = _time_base(stream)
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+
+    @lru_cache(maxsize=8)  # a stream may change its size on the way
+    def placed(width: int, height: int, rotation: int) -> Placement:
+        return place(width, height, aspect, round(rotation / 90), recipe)
+
+    def convert(frame: av.VideoFrame, pts: int) -> Frame:
+        placement = placed(frame.width, frame.height, frame.rotation)
+        width, height = placement.scaled
+        shrinks = width <= frame.width and height <= frame.height
+        small = reformatter.reformat(
+            frame,
+            width,
+            height,
+            "rgb24",
+            interpolation=Interpolation.AREA if shrinks else Interpolation.BICUBIC,
+            dst_color_range=ColorRange.JPEG,
+            threads=1,
+        )
+        return Frame(pts, time_base, finish(small.to_ndarray(), placement))
+
+    return convert

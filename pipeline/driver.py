@@ -1,0 +1,142 @@
+"""The whole of `prep build-shards`: from a source of videos to a finished set."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pipeline import cluster
+from pipeline.build import Built, build_shard
+from pipeline.errors import UserError, WorkFailed
+from pipeline.plan import Plan, assign_splits, lost_videos, plan, redirect, split_warnings
+from pipeline.recipe import Recipe
+from pipeline.shards.directory import (
+    Standing,
+    file_sha256,
+    open_set,
+    scan,
+    snapshot,
+    sweep_abandoned,
+    sweep_surplus,
+)
+from pipeline.sources import Video, list_videos
+
+Stage = Callable[[str, int], Callable[[int], None]]  # (what, how many) -> called with each step done
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did: videos decoded and copied, shards written and left alone, and what to warn of."""
+
+    decoded: int
+    copied: int
+    shards_written: int
+    shards_kept: int
+    warnings: tuple[str, ...]
+
+
+def no_stage(what: str, total: int) -> Callable[[int], None]:  # noqa: ARG001
+    """For callers who watch nothing."""
+    return lambda steps: None  # noqa: ARG005
+
+
+def build_set(
+    source: Path,
+    root: Path,
+    recipe: Recipe,
+    *,
+    val: float = 0.2,
+    test: float = 0.0,
+    split_seed: int = 0,
+    group_by: str | None = None,
+    per_shard: int = 32,
+    workers: int = 0,
+    scheduler: str | None = None,
+    prune: bool = False,
+    overwrite: bool = False,
+    stage: Stage = no_stage,
+) -> BuildReport:
+    """Make the set at `root` hold the videos of `source`, and exactly those.
+
+    What stands already is kept: frames whose source bytes are the same are copied, never decoded again.
+    Raises `UserError` for wrong use, `WorkFailed` where shards could not be written.
+    """
+    listed = list_videos(source, group_by)
+    videos = assign_splits(listed, val, test, split_seed)
+    open_set(root, recipe, overwrite=overwrite)
+    sweep_abandoned(root)
+    standing = scan(root, recipe)
+    # A set that starts from nothing has nothing to compare with: its workers read each source once.
+    digests = read_digests(videos, stage) if standing.frames or standing.shards else {}
+    _refuse_to_lose(videos, digests, standing, source, prune)
+    todo = plan(videos, digests, standing, per_shard)
+    built = _carry_out(todo, standing, root, recipe, workers, scheduler, stage)
+    sweep_surplus(root, recipe, set(todo.names))
+    sweep_abandoned(root)
+    asked = {} if any(video.split for video in listed) else {"val": val, "test": test}
+    return BuildReport(
+        decoded=sum(shard.decoded for shard in built),
+        copied=sum(shard.copied for shard in built),
+        shards_written=len(built),
+        shards_kept=len(todo.names) - len(built),
+        warnings=tuple(split_warnings(videos, asked)),
+    )
+
+
+def read_digests(videos: Sequence[Video], stage: Stage = no_stage) -> dict[str, str]:
+    """SHA-256 of every source that can be read, by video id. Threads suffice: hashing releases the GIL."""
+    step = stage("hashing", len(videos))
+
+    def digest(video: Video) -> str | None:
+        try:
+            return file_sha256(video.path)
+        except OSError:
+            return None  # the worker that decodes it will say why
+        finally:
+            step(1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(digest, videos)
+        return {video.id: sha for video, sha in zip(videos, found, strict=True) if sha}
+
+
+def _refuse_to_lose(
+    videos: Sequence[Video], digests: dict[str, str], standing: Standing, source: Path, prune: bool
+) -> None:
+    lost = lost_videos(videos, digests, standing)
+    if lost and not prune:
+        raise UserError(
+            f"{len(lost)} videos of the set are no longer in {source}, the first is {lost[0]}: "
+            "pass --prune to drop them from the set, or give another --out for another set"
+        )
+
+
+def _carry_out(
+    todo: Plan,
+    standing: Standing,
+    root: Path,
+    recipe: Recipe,
+    workers: int,
+    scheduler: str | None,
+    stage: Stage,
+) -> list[Built]:
+    if not todo.tasks:
+        return []
+    moved = {standing.shards[name].shard: snapshot(root, standing.shards[name]) for name in todo.snapshots}
+    tasks = [redirect(task, moved) for task in todo.tasks]
+    step = stage("building", sum(len(task.items) for task in tasks))
+    work = partial(build_shard, root=str(root.resolve()), recipe=recipe)
+    built, failed = [], []
+    for task, result in cluster.run(work, tasks, step, workers=workers, scheduler=scheduler):
+        if isinstance(result, Built):
+            built.append(result)
+        else:
+            failed.append(f"{task.name}: {type(result).__name__}: {result}")
+    if failed:
+        raise WorkFailed(
+            f"{len(failed)} of {len(tasks)} shards could not be written; the others are safe, and the same "
+            "command goes on from there\n  " + "\n  ".join(failed[:10])
+        )
+    return built

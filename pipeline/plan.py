@@ -1,0 +1,212 @@
+"""videos + recipe + what stands → shard tasks. Pure: no file is touched, no worker asked.
+
+Videos go to shards by the hash of their identity, into a power-of-two number of buckets: shards come out
+shuffled, the same video always lands in the same place, and adding one rewrites one shard.
+"""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.shards.directory import Reuse, Standing, shard_name
+from pipeline.shards.sidecar import Rejected, Sample, Sidecar
+from pipeline.sources import Video
+
+
+@dataclass(frozen=True)
+class Item:
+    """One video of a shard to be written: reused, known to be bad, or (neither) to be decoded.
+
+    `source`: SHA-256 of its bytes, None where they were not read yet or cannot be.
+    """
+
+    video: Video
+    source: str | None = None
+    reuse: Reuse | None = None
+    rejected: Rejected | None = None
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to be written, from its items in order."""
+
+    split: str
+    bucket: int
+    buckets: int
+    items: tuple[Item, ...]
+
+    @property
+    def name(self) -> str:
+        """`train-000003`."""
+        return shard_name(self.split, self.bucket)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`tasks` to do; `names` of all shards that the finished set has; `snapshots`: shards that one task
+    rewrites (or the sweep removes) while another copies from them."""
+
+    tasks: tuple[ShardTask, ...]
+    names: frozenset[str]
+    snapshots: tuple[str, ...]
+
+
+def identity(video_id: str) -> int:
+    """64 bits of the SHA-256 of a video's id: its place among the shards and inside one."""
+    return int.from_bytes(_sha256(video_id)[:8], "big")
+
+
+def sample_key(video_id: str) -> str:
+    """The name of a video's sample in a tar: readable, unique, and safe in any file system."""
+    readable = re.sub(r"[^A-Za-z0-9_]+", "-", video_id).strip("-")[-60:].strip("-")
+    return f"{readable}-{_sha256(video_id).hex()[:16]}" if readable else _sha256(video_id).hex()[:16]
+
+
+def _sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def assign_splits(videos: Iterable[Video], val: float, test: float = 0.0, seed: int = 0) -> list[Video]:
+    """Give a split to every video whose source names none.
+
+    A group with a video in a named split follows it; else the hash of the group decides, so that a recording
+    never stands on both sides and never changes sides as data grows. `val`, `test`: shares to aim at.
+    """
+    videos = list(videos)
+    named = {video.group: video.split for video in sorted(videos, key=lambda v: v.id) if video.split}
+    return [
+        video if video.split else replace(video, split=named.get(video.group) or _draw(video.group, val, test, seed))
+        for video in videos
+    ]
+
+
+def _draw(group: str, val: float, test: float, seed: int) -> str:
+    share = int.from_bytes(_sha256(f"{seed}:{group}")[:8], "big") / 2**64
+    if share < val:
+        return "val"
+    return "test" if share < val + test else "train"
+
+
+def bucket_count(videos: int, per_shard: int) -> int:
+    """The power of two that leaves at most `per_shard` videos in a shard, on average."""
+    buckets = 1
+    while buckets * per_shard < videos:
+        buckets *= 2
+    return buckets
+
+
+def plan(
+    videos: Sequence[Video], digests: Mapping[str, str], standing: Standing, per_shard: int
+) -> Plan:
+    """What has to be written so that the set holds exactly `videos` (each with a split).
+
+    `digests`: SHA-256 of the source bytes by video id, as far as they were read; a set that is built from
+    nothing needs none. A shard that holds already what it should is left alone.
+    """
+    by_split: dict[str, list[Video]] = defaultdict(list)
+    for video in videos:
+        by_split[video.split or "train"].append(video)
+    tasks, names = [], set()
+    for split, members in sorted(by_split.items()):
+        buckets = bucket_count(len(members), per_shard)
+        shards: list[list[Video]] = [[] for _ in range(buckets)]
+        for video in sorted(members, key=lambda video: (identity(video.id), video.id)):
+            shards[identity(video.id) % buckets].append(video)
+        for bucket, inside in enumerate(shards):
+            name = shard_name(split, bucket)
+            names.add(name)
+            if not _holds(standing.shards.get(name), buckets, inside, digests):
+                items = tuple(_item(video, digests.get(video.id), name, standing) for video in inside)
+                tasks.append(ShardTask(split, bucket, buckets, items))
+    return Plan(tuple(tasks), frozenset(names), _snapshots(tasks, names, standing))
+
+
+def _holds(sidecar: Sidecar | None, buckets: int, videos: list[Video], digests: Mapping[str, str]) -> bool:
+    if sidecar is None or sidecar.buckets != buckets:
+        return False
+    entries: list[Sample | Rejected] = [*sidecar.samples, *sidecar.rejected]
+    stands = {entry.video: (entry.label, entry.group, entry.source) for entry in entries}
+    return stands == {video.id: (video.label, video.group, digests.get(video.id)) for video in videos}
+
+
+def _item(video: Video, source: str | None, name: str, standing: Standing) -> Item:
+    if source is None:
+        return Item(video)
+    places = standing.frames.get(source, [])
+    if places:
+        own = standing.shards[name].shard if name in standing.shards else ""
+        place = min(places, key=lambda place: (place.file != own, place.file))
+        return Item(video, source, reuse=place)
+    return Item(video, source, rejected=standing.rejected.get(source))
+
+
+def _snapshots(tasks: list[ShardTask], names: set[str], standing: Standing) -> tuple[str, ...]:
+    changing = {task.name for task in tasks} | (set(standing.shards) - names)
+    file_of = {standing.shards[name].shard: name for name in changing if name in standing.shards}
+    copied_by_others = {
+        file_of[item.reuse.file]
+        for task in tasks
+        for item in task.items
+        if item.reuse and file_of.get(item.reuse.file, task.name) != task.name
+    }
+    return tuple(sorted(copied_by_others))
+
+
+def redirect(task: ShardTask, moved: Mapping[str, str]) -> ShardTask:
+    """The task, copying from `moved[file]` instead of `file`; its own old shard stays where it is."""
+    items = tuple(
+        replace(item, reuse=replace(item.reuse, file=moved[item.reuse.file]))
+        if item.reuse and item.reuse.file in moved
+        else item
+        for item in task.items
+    )
+    return replace(task, items=items)
+
+
+def lost_videos(videos: Sequence[Video], digests: Mapping[str, str], standing: Standing) -> list[str]:
+    """Videos whose frames stand in the set and that the source has no longer, neither by id nor by bytes."""
+    listed, contents = {video.id for video in videos}, set(digests.values())
+    return sorted(
+        {
+            sample.video
+            for sidecar in standing.shards.values()
+            for sample in sidecar.samples
+            if sample.video not in listed and sample.source not in contents
+        }
+    )
+
+
+def split_warnings(videos: Sequence[Video], asked: Mapping[str, float]) -> list[str]:
+    """What a user should know of the splits: shares far from those asked for, labels that are missing in one,
+    groups that the source itself puts on both sides."""
+    warnings = []
+    splits = Counter(video.split for video in videos)
+    for split, share in asked.items():
+        got = splits[split] / len(videos)
+        if share and abs(got - share) > max(0.05, share / 4):
+            warnings.append(
+                f"{split} got {got:.0%} of the videos, {share:.0%} was asked for: a hash of few or uneven groups "
+                "cannot hit a share; try another --split-seed, or give a split column"
+            )
+    labels = {video.label for video in videos}
+    for split in sorted(filter(None, splits)):
+        missing = labels - {video.label for video in videos if video.split == split}
+        if missing:
+            warnings.append(f"{split} has no video labelled {', '.join(sorted(missing))}")
+    crossing = groups_across_splits(videos)
+    if crossing:
+        warnings.append(
+            f"{len(crossing)} groups stand in more than one split, the first is {crossing[0]}: "
+            "scores on such a split are flattered"
+        )
+    return warnings
+
+
+def groups_across_splits(videos: Iterable[Video]) -> list[str]:
+    """Groups with videos in two splits or more, which only a source that names the splits can make."""
+    splits: dict[str, set[str | None]] = defaultdict(set)
+    for video in videos:
+        splits[video.group].add(video.split)
+    return sorted(group for group, found in splits.items() if len(found) > 1)

@@ -1,0 +1,114 @@
+"""The recipe: everything that decides which pixels a shard set holds. Its fingerprint names the cache."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+
+from pipeline.errors import UserError
+
+RECIPE_FILE = "recipe.json"
+CONTRACT = 1  # version of docs/format.md; part of the fingerprint
+FITS = ("stretch", "crop", "pad")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What was asked of every video of a set.
+
+    `fps` is exact (30000/1001 stays that), `width` and `height` are pixels of a stored frame, and
+    `max_frames` is the longest sample: longer videos become several samples.
+    """
+
+    fps: Fraction = Fraction(5)
+    width: int = 112
+    height: int = 112
+    fit: str = "stretch"
+    decoder: str = "pyav"
+    format: str = "webdataset"
+    codec: str = "raw"
+    max_frames: int = 1024
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe as JSON takes it."""
+        return {**asdict(self), "fps": str(self.fps), "contract": CONTRACT}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The reverse of `as_dict`. Raises `UserError` where a field is missing or of the wrong kind."""
+        if values.get("contract") != CONTRACT:
+            raise UserError(
+                f"{RECIPE_FILE}: contract {values.get('contract')!r}, this release reads {CONTRACT}; "
+                "update reelcache, or build the set again"
+            )
+        try:
+            return cls(
+                fps=parse_fps(str(values["fps"])),
+                width=int(values["width"]),
+                height=int(values["height"]),
+                fit=str(values["fit"]),
+                decoder=str(values["decoder"]),
+                format=str(values["format"]),
+                codec=str(values["codec"]),
+                max_frames=int(values["max_frames"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{RECIPE_FILE}: not a recipe: {error}") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 of the canonical JSON of all fields."""
+        canonical = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """The fields in which `other` differs, as `name=ours, not theirs`."""
+        mine, theirs = self.as_dict(), other.as_dict()
+        return [f"{name}={mine[name]}, not {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+
+
+def parse_fps(text: str) -> Fraction:
+    """`5`, `12.5` or `30000/1001` as an exact rate. Raises `UserError`."""
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"--fps {text}: not a rate; write 5, 12.5 or 30000/1001") from None
+    if not 0 < rate <= 1000:
+        raise UserError(f"--fps {text}: must be above 0 and at most 1000")
+    return rate
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`112` or `160x90` as (width, height) in pixels. Raises `UserError`."""
+    width, _, height = text.lower().partition("x")
+    try:
+        size = int(width), int(height or width)
+    except ValueError:
+        raise UserError(f"--size {text}: not a size; write 112 or 160x90") from None
+    if not all(1 <= side <= 4096 for side in size):
+        raise UserError(f"--size {text}: sides must be from 1 to 4096 pixels")
+    return size
+
+
+def read_recipe(root: Path) -> Recipe:
+    """The recipe of the set at `root`. Raises `UserError` where there is none or it is damaged."""
+    path = root / RECIPE_FILE
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{root}: no shard set here (no {RECIPE_FILE}); make one with `prep build-shards`") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a recipe")
+    recipe = Recipe.from_dict(values)
+    if values.get("fingerprint") != recipe.fingerprint:
+        raise UserError(f"{path}: its fingerprint does not fit its fields; the file was changed by hand")
+    return recipe
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """What stands in `recipe.json`."""
+    return json.dumps({**recipe.as_dict(), "fingerprint": recipe.fingerprint}, indent=2) + "\n"

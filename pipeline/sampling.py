@@ -1,0 +1,89 @@
+"""Which frame is "the frame at 5 fps"? Pure time arithmetic, exact: integers and fractions, no files.
+
+The frame kept for slot k is the one displayed at t0 + k/fps, where t0 is the first frame's pts: the last
+frame whose pts is not later than that time. A frame with pts p is therefore displayed from slot
+ceil((p - t0) · time_base · fps) until the slot in which the next one appears.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from typing import TypeVar
+
+FrameT = TypeVar("FrameT")
+
+
+def slot(ticks: int, time_base: Fraction, fps: Fraction) -> int:
+    """The first slot whose time is at or after `ticks` (pts minus t0, in units of `time_base` seconds)."""
+    scale = time_base * fps
+    return -(-ticks * scale.numerator // scale.denominator)
+
+
+def displays(pts: Sequence[int], end: int, time_base: Fraction, fps: Fraction) -> list[int]:
+    """How many slots each frame fills.
+
+    `pts`: strictly increasing, in units of `time_base` seconds; `end`: when the last frame disappears.
+    Zero: nobody keeps that frame. Two or more: the video is slower than `fps` and the frame repeats, as a
+    player shows it. The first frame always fills at least one slot.
+    """
+    if not pts:
+        return []
+    starts = [slot(p - pts[0], time_base, fps) for p in pts]
+    starts.append(max(1, starts[-1], slot(end - pts[0], time_base, fps)))
+    return [after - start for start, after in zip(starts, starts[1:], strict=False)]
+
+
+def end_of(last: int, duration: int | None, before: int | None, period: int) -> int:
+    """When the last frame disappears, in ticks.
+
+    Its own `duration` says so; else the gap to the frame `before` it; else one `period` of the stream's rate.
+    """
+    if duration:
+        return last + duration
+    return last + (last - before if before is not None else period)
+
+
+def keep_displayed(
+    frames: Iterable[tuple[int, int | None, FrameT]], time_base: Fraction, fps: Fraction, period: int
+) -> Iterator[tuple[int, FrameT, int]]:
+    """`displays` for a stream whose pts are known only as it is decoded.
+
+    Takes (pts, duration or None, frame) in the order of display; yields (pts, frame, slots) of those that
+    fill a slot. A frame whose pts does not move forward replaces the one before it, as on a player's screen.
+    """
+    origin: int | None = None
+    before: int | None = None
+    held: tuple[int, int | None, FrameT] | None = None
+    for pts, duration, frame in frames:
+        if held is None:
+            origin = pts
+        elif pts > held[0]:
+            assert origin is not None
+            slots = slot(pts - origin, time_base, fps) - slot(held[0] - origin, time_base, fps)
+            if slots:
+                yield held[0], held[2], slots
+            before = held[0]
+        held = (max(pts, held[0]) if held else pts, duration, frame)
+    if held is not None and origin is not None:
+        end = end_of(held[0], held[1], before, period)
+        first = slot(held[0] - origin, time_base, fps)
+        slots = max(1, first, slot(end - origin, time_base, fps)) - first
+        if slots:
+            yield held[0], held[2], slots
+
+
+def needed_packets(pts: Sequence[int], keyframe: Sequence[bool], wanted: set[int]) -> list[bool]:
+    """Which packets must be decoded so that every wanted frame comes out; pure, in order of decoding.
+
+    A group of pictures without a wanted frame is left out whole, unless frames that follow the next keyframe
+    in the stream but are displayed before it (an open group's leading frames) are wanted: they lean on it.
+    """
+    starts = [i for i, is_key in enumerate(keyframe) if is_key or i == 0]
+    bounds = list(zip(starts, [*starts[1:], len(pts)], strict=True))
+    needed = [False] * len(pts)
+    leading_wanted = False
+    for start, stop in reversed(bounds):
+        group = pts[start:stop]
+        if leading_wanted or any(p in wanted for p in group):
+            needed[start:stop] = [True] * (stop - start)
+        leading_wanted = any(p in wanted and p < pts[start] for p in group)
+    return needed

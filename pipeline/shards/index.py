@@ -1,0 +1,97 @@
+"""A set as its readers see it: recipe and sidecars, checked for completeness, and its samples as columns."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe, read_recipe
+from pipeline.shards.directory import sidecars
+from pipeline.shards.sidecar import Sample, Sidecar
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A shard set on disk: where it is, what was asked for, and its sidecars by name."""
+
+    root: Path
+    recipe: Recipe
+    sidecars: tuple[Sidecar, ...]
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """All labels of the set, sorted: a class's number is its place here."""
+        return tuple(sorted({sample.label for sidecar in self.sidecars for sample in sidecar.samples}))
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have samples."""
+        return tuple(sorted({sidecar.split for sidecar in self.sidecars if sidecar.samples}))
+
+    @property
+    def unfinished(self) -> str | None:
+        """Why the set is not whole: a build that still runs, or one that was stopped."""
+        buckets: dict[str, Counter[int]] = {}
+        for sidecar in self.sidecars:
+            buckets.setdefault(sidecar.split, Counter())[sidecar.buckets] += 1
+        for split, counts in buckets.items():
+            wanted, found = max(counts), counts[max(counts)]
+            if len(counts) > 1 or found != wanted:
+                return f"{split} has {found} of {wanted} shards"
+        keys = Counter(sample.key for sidecar in self.sidecars for sample in sidecar.samples)
+        twice = next((key for key, count in keys.items() if count > 1), None)
+        return f"{twice} stands in two shards" if twice else None
+
+    def split(self, name: str) -> "SplitIndex":
+        """The samples of one split. Raises `UserError` where it has none."""
+        if name not in self.splits:
+            raise UserError(f"{self.root}: no split {name!r} with videos; there are {', '.join(self.splits)}")
+        return SplitIndex(self, [sidecar for sidecar in self.sidecars if sidecar.split == name])
+
+
+class SplitIndex:
+    """The samples of one split as columns: number i is the same sample in each.
+
+    shard [n] (place in `shards`), offset [n], frames [n], label [n] (class number), video [n] (number of the
+    source video, the same for all samples cut from it).
+    """
+
+    def __init__(self, shard_set: ShardSet, inside: Sequence[Sidecar]) -> None:
+        self.recipe = shard_set.recipe
+        self.labels = shard_set.labels
+        self.shards = [shard_set.root / sidecar.shard for sidecar in inside]
+        self.samples: list[Sample] = [sample for sidecar in inside for sample in sidecar.samples]
+        number_of = {label: number for number, label in enumerate(self.labels)}
+        videos = {video: i for i, video in enumerate(dict.fromkeys(sample.video for sample in self.samples))}
+        self.videos: list[str] = list(videos)
+        self.shard: NDArray[np.int32] = np.repeat(
+            np.arange(len(inside), dtype=np.int32), [len(sidecar.samples) for sidecar in inside]
+        )
+        self.offset = np.array([sample.offset for sample in self.samples], np.int64)
+        self.frames = np.array([sample.frames for sample in self.samples], np.int64)
+        self.label = np.array([number_of[sample.label] for sample in self.samples], np.int64)
+        self.video = np.array([videos[sample.video] for sample in self.samples], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def read_set(root: Path, *, whole: bool = True) -> ShardSet:
+    """The set at `root`. Raises `UserError` where there is none, it is damaged, or (`whole`) unfinished."""
+    if not root.exists():
+        raise UserError(f"{root}: no such folder; make a shard set with `prep build-shards --out {root}`")
+    recipe = read_recipe(root)
+    shard_set = ShardSet(root, recipe, tuple(sidecars(root, recipe)))
+    if whole and not any(sidecar.samples for sidecar in shard_set.sidecars):
+        raise UserError(f"{root}: the set has no samples; run `prep build-shards --out {root}` to its end")
+    if whole and shard_set.unfinished:
+        raise UserError(
+            f"{root}: the set is unfinished ({shard_set.unfinished}); run the same `prep build-shards` again, "
+            "it goes on from there"
+        )
+    return shard_set

@@ -1,0 +1,94 @@
+"""The sidecar of a shard: `train-000003.json`, written last. What has a sidecar is whole.
+
+It says what stands in the shard and where, and which videos were rejected and why, so that an index of a
+whole set is made from sidecars alone, without opening a shard.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from pipeline.errors import UserError
+
+EntryT = TypeVar("EntryT", "Sample", "Rejected")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a shard: at most `max_frames` consecutive kept frames of one video.
+
+    `video` is the source's identity, `source` the SHA-256 of its bytes, `offset` where the first frame starts
+    (bytes from the start of the file for raw shards), `frames` how many there are.
+    """
+
+    key: str
+    video: str
+    label: str
+    group: str
+    source: str
+    frames: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A video that gave no sample: the reason, and how many frames came out before it broke."""
+
+    video: str
+    label: str
+    group: str
+    source: str | None
+    reason: str
+    frames: int
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """All that is known of one shard. `bucket` of `buckets`: which of the split's shards it is."""
+
+    shard: str
+    fingerprint: str
+    split: str
+    bucket: int
+    buckets: int
+    bytes: int
+    sha256: str
+    samples: tuple[Sample, ...]
+    rejected: tuple[Rejected, ...]
+
+    def text(self) -> str:
+        """What stands in the file: a line a sample, so that two sidecars can be compared by eye."""
+        fields = asdict(self)
+        lists = {name: fields.pop(name) for name in ("samples", "rejected")}
+        head = json.dumps(fields, indent=1)[:-2]
+        rows = ",\n".join(f' "{name}": [{_rows(entries)}]' for name, entries in lists.items())
+        return f"{head},\n{rows}\n}}\n"
+
+
+def _rows(entries: Iterable[dict[str, Any]]) -> str:
+    lines = ",\n".join("  " + json.dumps(entry) for entry in entries)
+    return f"\n{lines}\n " if lines else ""
+
+
+def parse_sidecar(text: str, name: str) -> Sidecar:
+    """The reverse of `Sidecar.text`. `name`: the file's, for the error. Raises `UserError`."""
+    try:
+        fields = json.loads(text)
+        samples = tuple(_entry(Sample, entry) for entry in fields.pop("samples"))
+        rejected = tuple(_entry(Rejected, entry) for entry in fields.pop("rejected"))
+        sidecar = Sidecar(**fields, samples=samples, rejected=rejected)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{name}: not a sidecar of a shard: {error}") from error
+    if "/" in sidecar.shard or "\\" in sidecar.shard or sidecar.shard.startswith("."):
+        raise UserError(f"{name}: its shard {sidecar.shard!r} is not a file of this set")
+    return sidecar
+
+
+def _entry(kind: type[EntryT], values: dict[str, Any]) -> EntryT:
+    entry = kind(**values)
+    if not isinstance(entry.frames, int) or entry.frames < 0:
+        raise ValueError(f"frames of {entry.video!r} is {entry.frames!r}")
+    if isinstance(entry, Sample) and not (isinstance(entry.offset, int) and entry.offset >= 0):
+        raise ValueError(f"offset of {entry.key!r} is {entry.offset!r}")
+    return entry

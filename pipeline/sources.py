@@ -1,0 +1,161 @@
+"""Where videos come from: a folder or a CSV to a list of `Video`. Lists names; opens no video."""
+
+import csv
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+VIDEO_EXTENSIONS = frozenset(
+    ".3g2 .3gp .apng .asf .avi .divx .f4v .flv .gif .m2ts .m4v .mjpeg .mjpg .mkv .mov .mp4 .mpe .mpeg .mpg "
+    ".mts .mxf .ogm .ogv .rm .rmvb .ts .vob .webm .wmv .y4m".split()
+)
+# Folder names that mean a split; several data sets spell them their own way.
+SPLIT_FOLDERS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+SPLITS = ("train", "val", "test")
+NAME_PATTERN = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
+
+
+@dataclass(frozen=True)
+class Video:
+    """One source video.
+
+    `id` is its identity: the CSV's `key`, else the path relative to the source's root, so that teammates with
+    other roots get the same set. `group`: what it was cut from; a group never stands in two splits by our
+    doing. `split` is None where the source does not say.
+    """
+
+    id: str
+    path: str
+    label: str
+    group: str
+    split: str | None = None
+
+
+def list_videos(source: Path, group_by: str | None = None) -> list[Video]:
+    """The videos of a folder or a CSV, sorted by id.
+
+    Folders: `<label>/…/*.mp4`, or `<split>/<label>/…/*.mp4` where every folder is named train, val or test.
+    CSV: columns `path,label[,split][,group][,key]`, paths relative to the CSV. `group_by`: a regular
+    expression whose first group (or whole match) in the id is the video's group; what it does not match is
+    a group of its own. Raises `UserError`.
+    """
+    pattern = _compile(group_by)
+    if source.is_dir():
+        videos = _from_folder(source, pattern)
+    elif source.is_file():
+        videos = _from_csv(source, pattern)
+    else:
+        raise UserError(
+            f"{source}: no such file or folder; give a folder of <label>/*.mp4, or a CSV with path,label "
+            "(`prep sample-videos data/videos` makes some to try)"
+        )
+    twice = [id_ for id_, count in Counter(video.id for video in videos).items() if count > 1]
+    if twice:
+        raise UserError(f"{source}: {twice[0]!r} is listed {'twice' if len(twice) == 1 else 'more than once'}; "
+                        "each video needs a path (or key) of its own")  # fmt: skip
+    return sorted(videos, key=lambda video: video.id)
+
+
+def _compile(group_by: str | None) -> re.Pattern[str] | None:
+    try:
+        return re.compile(group_by) if group_by else None
+    except re.error as error:
+        raise UserError(f"--group-by {group_by}: not a regular expression: {error}") from None
+
+
+def _group(video_id: str, pattern: re.Pattern[str] | None) -> str:
+    found = pattern.search(video_id) if pattern else None
+    if not found:
+        return video_id
+    return next((part for part in found.groups() if part), found.group())
+
+
+def _from_folder(root: Path, pattern: re.Pattern[str] | None) -> list[Video]:
+    found = sorted(_walk(root))
+    if not found:
+        raise UserError(f"{root}: no videos in this folder (looked for {', '.join(sorted(VIDEO_EXTENSIONS))})")
+    loose = [parts[-1] for parts in found if len(parts) == 1]
+    if loose:
+        raise UserError(
+            f"{root}: {loose[0]} stands outside a label folder ({len(loose)} such); "
+            "sort videos into <label>/ folders, or give a CSV with path,label"
+        )
+    by_split = all(parts[0].lower() in SPLIT_FOLDERS for parts in found)
+    unlabelled = [parts for parts in found if by_split and len(parts) == 2]
+    if unlabelled:
+        raise UserError(
+            f"{root}: {'/'.join(unlabelled[0])} stands in a split but in no label folder "
+            f"({len(unlabelled)} such); lay them out as <split>/<label>/*.mp4"
+        )
+    videos = []
+    for parts in found:
+        id_ = "/".join(parts)
+        split = SPLIT_FOLDERS[parts[0].lower()] if by_split else None
+        label = parts[1] if by_split else parts[0]
+        videos.append(Video(id_, os.path.join(root, *parts), label, _group(id_, pattern), split))
+    return videos
+
+
+def _walk(root: Path) -> Iterator[tuple[str, ...]]:
+    """Every video below `root`, as the parts of its relative path; hidden files and folders left out."""
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        parents = Path(folder).relative_to(root).parts
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS:
+                yield (*parents, name)
+
+
+def _from_csv(path: Path, pattern: re.Pattern[str] | None) -> list[Video]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            rows = csv.DictReader(lines)
+            columns = set(rows.fieldnames or ())
+            if not {"path", "label"} <= columns:
+                raise UserError(
+                    f"{path}: a CSV of videos needs the columns path,label (and may have split, group, key); "
+                    f"its first line has {', '.join(sorted(columns)) or 'nothing'}"
+                )
+            videos = [_from_row(path, rows.line_num, row, pattern) for row in rows]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as CSV: {error}") from error
+    if not videos:
+        raise UserError(f"{path}: lists no videos")
+    if not any(os.path.exists(video.path) for video in videos):
+        raise UserError(f"{path}: none of its {len(videos)} videos exists; the first is looked for at "
+                        f"{videos[0].path} (paths are relative to the CSV)")  # fmt: skip
+    return videos
+
+
+def _from_row(csv_path: Path, line: int, row: dict[str, str | None], pattern: re.Pattern[str] | None) -> Video:
+    def cell(name: str) -> str:
+        return (row.get(name) or "").strip()
+
+    def refuse(problem: str) -> UserError:
+        return UserError(f"{csv_path}, line {line}: {problem}")
+
+    if not cell("path") or not cell("label"):
+        raise refuse("path or label is empty")
+    for name in ("label", "group", "key"):
+        if cell(name) and not NAME_PATTERN.fullmatch(cell(name)):
+            raise refuse(f"{name} has control characters or more than 200 characters")
+    split = cell("split").lower()
+    if split and split not in SPLIT_FOLDERS:
+        raise refuse(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+    id_ = cell("key") or Path(cell("path")).as_posix()
+    return Video(
+        id=id_,
+        path=os.path.join(csv_path.parent, cell("path")),
+        label=cell("label"),
+        group=cell("group") or _group(id_, pattern),
+        split=SPLIT_FOLDERS[split] if split else None,
+    )
