@@ -2,13 +2,42 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
-SHELL := /bin/bash
 BIN := $(VENV)/bin
+PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
 .PHONY: demo test lint format bench clean
 .DEFAULT_GOAL := test
 
-$(BIN)/.installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS) -e '.[dev]'
+	$(BIN)/python $(PIP) -e '.[dev]'
 	touch $@
+
+demo: $(VENV)/installed  ## sample videos -> shards -> a trained model -> its score
+	test -d data/videos || $(BIN)/prep sample-videos data/videos
+	$(BIN)/prep build-shards --fps 5 --size 112
+	$(BIN)/train run --model early_fusion --epochs 8 --out runs/demo --overwrite
+	$(BIN)/train eval runs/demo
+	@echo
+	@echo "That was the whole job on made-up videos. Now on yours, with $(BIN) on your PATH:"
+	@echo "  prep build-shards YOUR_VIDEOS --out data/mine     # YOUR_VIDEOS/<label>/*.mp4, or a CSV with path,label"
+	@echo "  prep inspect data/mine"
+	@echo "  train run --model early_fusion --shards data/mine"
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/installed  ## ratios against peers; needs videos: make bench VIDEOS=folder-or-csv
+	$(BIN)/python benchmarks/build.py $(VIDEOS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -117,7 +117,9 @@ class _Filling:
                 key = _part_key(video.id, index, 1 if is_only else 2)
                 meta = self._meta(video, key, source, part)
                 offset = self.writer.add(key, frames_of([frame.pixels for frame in part.frames]), meta)
-                samples.append(Sample(key, video.id, video.label, video.group, source, len(part.frames), offset))
+                samples.append(
+                    Sample(key, video.id, video.label, video.group, source, len(part.frames), offset)
+                )
                 count += len(part.frames)
         except DecodeError as error:
             reason = str(error)

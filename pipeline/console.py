@@ -30,7 +30,9 @@ class Commands(click.Group):
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--json`, with the same words everywhere."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")(
+        command
+    )
 
 
 def print_json(values: Any) -> None:
@@ -78,6 +80,8 @@ def progress(unit: str) -> Iterator[Stage]:
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=120) as bar:
 
         def stage(what: str, total: int) -> Callable[[int], None]:
+            for done in bar.task_ids:
+                bar.remove_task(done)
             task_id = bar.add_task(what, total=total, rate="")
 
             def step(count: int) -> None:

@@ -77,7 +77,9 @@ def assign_splits(videos: Iterable[Video], val: float, test: float = 0.0, seed: 
     videos = list(videos)
     named = {video.group: video.split for video in sorted(videos, key=lambda v: v.id) if video.split}
     return [
-        video if video.split else replace(video, split=named.get(video.group) or _draw(video.group, val, test, seed))
+        video
+        if video.split
+        else replace(video, split=named.get(video.group) or _draw(video.group, val, test, seed))
         for video in videos
     ]
 
@@ -97,9 +99,7 @@ def bucket_count(videos: int, per_shard: int) -> int:
     return buckets
 
 
-def plan(
-    videos: Sequence[Video], digests: Mapping[str, str], standing: Standing, per_shard: int
-) -> Plan:
+def plan(videos: Sequence[Video], digests: Mapping[str, str], standing: Standing, per_shard: int) -> Plan:
     """What has to be written so that the set holds exactly `videos` (each with a split).
 
     `digests`: SHA-256 of the source bytes by video id, as far as they were read; a set that is built from

@@ -98,7 +98,9 @@ def read_recipe(root: Path) -> Recipe:
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{root}: no shard set here (no {RECIPE_FILE}); make one with `prep build-shards`") from None
+        raise UserError(
+            f"{root}: no shard set here (no {RECIPE_FILE}); make one with `prep build-shards`"
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     if not isinstance(values, dict):

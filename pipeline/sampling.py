@@ -5,6 +5,7 @@ frame whose pts is not later than that time. A frame with pts p is therefore dis
 ceil((p - t0) · time_base · fps) until the slot in which the next one appears.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import TypeVar
@@ -29,7 +30,7 @@ def displays(pts: Sequence[int], end: int, time_base: Fraction, fps: Fraction) -
         return []
     starts = [slot(p - pts[0], time_base, fps) for p in pts]
     starts.append(max(1, starts[-1], slot(end - pts[0], time_base, fps)))
-    return [after - start for start, after in zip(starts, starts[1:], strict=False)]
+    return [after - start for start, after in itertools.pairwise(starts)]
 
 
 def end_of(last: int, duration: int | None, before: int | None, period: int) -> int:

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 
 VIDEO_EXTENSIONS = frozenset(
     ".3g2 .3gp .apng .asf .avi .divx .f4v .flv .gif .m2ts .m4v .mjpeg .mjpg .mkv .mov .mp4 .mpe .mpeg .mpg "
-    ".mts .mxf .ogm .ogv .rm .rmvb .ts .vob .webm .wmv .y4m".split()
+    ".mts .mxf .ogm .ogv .rm .rmvb .ts .vob .webm .wmv .y4m".split()  # noqa: SIM905
 )
 # Folder names that mean a split; several data sets spell them their own way.
 SPLIT_FOLDERS = {
@@ -82,7 +82,9 @@ def _group(video_id: str, pattern: re.Pattern[str] | None) -> str:
 def _from_folder(root: Path, pattern: re.Pattern[str] | None) -> list[Video]:
     found = sorted(_walk(root))
     if not found:
-        raise UserError(f"{root}: no videos in this folder (looked for {', '.join(sorted(VIDEO_EXTENSIONS))})")
+        raise UserError(
+            f"{root}: no videos in this folder (looked for {', '.join(sorted(VIDEO_EXTENSIONS))})"
+        )
     loose = [parts[-1] for parts in found if len(parts) == 1]
     if loose:
         raise UserError(
@@ -136,7 +138,9 @@ def _from_csv(path: Path, pattern: re.Pattern[str] | None) -> list[Video]:
     return videos
 
 
-def _from_row(csv_path: Path, line: int, row: dict[str, str | None], pattern: re.Pattern[str] | None) -> Video:
+def _from_row(
+    csv_path: Path, line: int, row: dict[str, str | None], pattern: re.Pattern[str] | None
+) -> Video:
     def cell(name: str) -> str:
         return (row.get(name) or "").strip()
 

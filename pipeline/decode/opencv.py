@@ -47,9 +47,7 @@ class OpenCV:
             capture.release()
 
 
-def _timed(
-    capture: "cv2.VideoCapture", period: int
-) -> Iterator[tuple[int, int | None, NDArray[np.uint8]]]:
+def _timed(capture: "cv2.VideoCapture", period: int) -> Iterator[tuple[int, int | None, NDArray[np.uint8]]]:
     latest: int | None = None
     while True:
         read, image = capture.read()

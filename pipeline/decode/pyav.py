@@ -140,7 +140,10 @@ def _decode_needed(
 
 
 def _decode_skipping(
-    packets: Iterable[Any], times: list[tuple[int, int, bool, bool]], slots: dict[int, int], stream: VideoStream
+    packets: Iterable[Any],
+    times: list[tuple[int, int, bool, bool]],
+    slots: dict[int, int],
+    stream: VideoStream,
 ) -> Iterator[av.VideoFrame]:
     codec = stream.codec_context
     pts = [time[0] for time in times]
@@ -198,9 +201,7 @@ def _decode_past_errors(
         errors.append(_reason(error))
 
 
-def _timed(
-    frames: Iterable[av.VideoFrame], period: int
-) -> Iterator[tuple[int, int | None, av.VideoFrame]]:
+def _timed(frames: Iterable[av.VideoFrame], period: int) -> Iterator[tuple[int, int | None, av.VideoFrame]]:
     """Each frame with its pts; a frame without one comes a period after the one before it."""
     latest: int | None = None
     for frame in frames:

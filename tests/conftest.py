@@ -1,0 +1,102 @@
+"""Tiny videos and sets, made on the fly; the shared real clips, where they are."""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.driver import build_set
+from pipeline.recipe import Recipe
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+MakeVideo = Callable[..., Path]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--exhaustive`: all real clips, ten kills; minutes instead of seconds."""
+    parser.addoption("--exhaustive", action="store_true", help="all real clips, every kill")
+
+
+@pytest.fixture(scope="session")
+def exhaustive(request: pytest.FixtureRequest) -> bool:
+    """Whether to test everything rather than a sample."""
+    return bool(request.config.getoption("--exhaustive"))
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> Path:
+    """The folder of real surveillance clips with its `videos.csv`."""
+    folder = SHARED / "surveillance-fights"
+    if not folder.exists():
+        pytest.skip(f"needs the shared surveillance clips, which are not at {folder}")
+    return folder
+
+
+def picture_number(number: int, width: int = 64, height: int = 48) -> np.ndarray:  # type: ignore[type-arg]
+    """A picture that shows its number: as grey in the whole, with a bright bar that moves."""
+    picture = np.full((height, width, 3), 40 + 5 * (number % 40), np.uint8)
+    cv2.rectangle(picture, (number % width, 0), (number % width + 6, height), (255, 255, 255), -1)
+    return picture
+
+
+def write_video(
+    path: Path,
+    frames: int = 30,
+    rate: int = 30,
+    *,
+    pts: Sequence[int] | None = None,
+    codec: str = "libx264",
+    size: tuple[int, int] = (64, 48),
+    options: dict[str, str] | None = None,
+    salt: int = 0,
+) -> Path:
+    """A video of numbered pictures; `pts` in units of 1/rate seconds, where they are not 0, 1, 2, …"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(rate), options=options or {})
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, rate)
+        stream.codec_context.thread_count = 1
+        for number, time in enumerate(pts if pts is not None else range(frames)):
+            frame = av.VideoFrame.from_ndarray(picture_number(number + salt, *size), "rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture
+def labelled_videos(tmp_path: Path) -> Path:
+    """`videos/<label>/<n>.mp4`: 8 short ones, 2 labels, each with bytes of its own."""
+    root = tmp_path / "videos"
+    for number in range(8):
+        write_video(root / ("cats", "dogs")[number % 2] / f"{number}.mp4", frames=20 + number, salt=number)
+    return root
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished set of 24 videos in 2 splits and several shards; read it, don't write it."""
+    root = tmp_path_factory.mktemp("small")
+    for number in range(24):
+        split, label = ("train", "val")[number % 3 == 0], ("cats", "dogs")[number % 2]
+        write_video(root / "videos" / split / label / f"{number}.mp4", frames=20 + 6 * number, salt=number)
+    build_set(root / "videos", root / "shards", Recipe(width=32, height=32), per_shard=4)
+    return root / "shards"
+
+
+@pytest.fixture
+def set_copy(small_set: Path, tmp_path: Path) -> Iterator[Path]:
+    """`small_set`, to be changed."""
+    yield Path(shutil.copytree(small_set, tmp_path / "set"))
+
+
+def set_bytes(root: Path) -> dict[str, bytes]:
+    """Every file of a set, hidden ones too."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}

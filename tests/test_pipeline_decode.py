@@ -1,0 +1,163 @@
+"""Decoders against a plain full decode: same frames, bit for bit."""
+
+import csv
+import os
+import random
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from conftest import write_video
+
+from pipeline.decode import DecodeError, Frame, get_decoder
+from pipeline.decode.geometry import finish, place
+from pipeline.decode.pyav import _decode_all
+from pipeline.recipe import Recipe
+
+SMALL = Recipe(width=32, height=32)
+
+
+def full_decode(path: Path) -> list[tuple[Fraction, Fraction]]:
+    """(start, end) in seconds of every frame, by decoding all of them."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.time_base
+        found = [(f.pts, f.duration) for f in container.decode(stream) if f.pts is not None]
+        return [(pts * stream.time_base, (pts + duration) * stream.time_base) for pts, duration in found]
+
+
+def expected_times(path: Path, fps: Fraction) -> list[Fraction]:
+    """The time of the frame displayed at t0 + k/fps, found naively."""
+    shown = full_decode(path)
+    origin, end, chosen = shown[0][0], shown[-1][1], []
+    while (time := origin + len(chosen) / fps) < end:
+        chosen.append(max(start for start, _ in shown if start <= time))
+    return chosen
+
+
+def times(frames: list[Frame]) -> list[Fraction]:
+    return [frame.pts * frame.time_base for frame in frames]
+
+
+def same(first: Iterator[Frame], second: Iterator[Frame]) -> bool:
+    pairs = list(zip(first, second, strict=True))
+    return all(a.pts == b.pts and np.array_equal(a.pixels, b.pixels) for a, b in pairs)
+
+
+@pytest.mark.parametrize("options", [{}, {"bf": "0"}, {"g": "5"}, {"x264-params": "open-gop=1:keyint=12"}])
+@pytest.mark.parametrize("fps", [Fraction(5), Fraction(1, 2), Fraction(40)])
+def test_skipping_changes_no_kept_frame(tmp_path: Path, options: dict[str, str], fps: Fraction) -> None:
+    path = write_video(tmp_path / "a.mp4", frames=150, options=options)
+    recipe = Recipe(fps=fps, width=32, height=32)
+    assert same(get_decoder("pyav").frames(str(path), recipe), _decode_all(str(path), recipe))
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "opencv"])
+@pytest.mark.parametrize("rate", [8, 12, 18, 24, 25, 30])
+def test_any_rate_keeps_what_a_player_shows(tmp_path: Path, decoder: str, rate: int) -> None:
+    path = write_video(tmp_path / "a.mp4", frames=3 * rate, rate=rate)
+    got = times(list(get_decoder(decoder).frames(str(path), SMALL)))
+    assert got == pytest.approx(expected_times(path, Fraction(5)), abs=1e-5)
+
+
+def test_a_variable_rate_and_a_late_start_are_taken_from_the_timestamps(tmp_path: Path) -> None:
+    late = [100 + t for t in (0, 1, 2, 30, 31, 60, 90, 93)]
+    path = write_video(tmp_path / "a.mkv", pts=late)
+    got = times(list(get_decoder("pyav").frames(str(path), SMALL)))
+    assert got == expected_times(path, Fraction(5))
+    assert got[0] > 3
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "mpeg2video", "libvpx-vp9", "libx265"])
+def test_other_codecs_obey_the_same_contract(tmp_path: Path, codec: str) -> None:
+    path = write_video(tmp_path / "a.mkv", frames=60, codec=codec)
+    recipe = Recipe(fps=Fraction(1), width=32, height=32)
+    assert same(get_decoder("pyav").frames(str(path), recipe), _decode_all(str(path), recipe))
+
+
+def test_files_too_large_to_hold_are_read_twice_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "a.mp4", frames=90)
+    held = list(get_decoder("pyav").frames(str(path), SMALL))
+    monkeypatch.setattr("pipeline.decode.pyav.HELD_BYTES", 100)
+    assert same(iter(held), get_decoder("pyav").frames(str(path), SMALL))
+
+
+def test_the_two_decoders_agree(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", frames=90, size=(320, 240))
+    first, second = (list(get_decoder(name).frames(str(path), Recipe())) for name in ("pyav", "opencv"))
+    assert times(first) == pytest.approx(times(second), abs=1e-5)
+    for a, b in zip(first, second, strict=True):
+        assert np.abs(a.pixels.astype(int) - b.pixels).mean() < 3
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "opencv"])
+@pytest.mark.parametrize("content", [b"", b"not a video\n" * 50])
+def test_what_is_no_video_gives_a_reason(tmp_path: Path, decoder: str, content: bytes) -> None:
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(DecodeError, match="video"):
+        list(get_decoder(decoder).frames(str(tmp_path / "a.mp4"), SMALL))
+
+
+def test_damage_in_the_middle_gives_a_reason_and_the_frames_before_it(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", frames=120, codec="mpeg4", options={"g": "12"})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] + os.urandom(400) + whole[len(whole) // 2 + 400 :])
+    got = []
+    try:
+        for frame in get_decoder("pyav").frames(str(path), SMALL):
+            got.append(frame)
+    except DecodeError as error:
+        assert "breaks while decoding" in str(error)
+    assert len(got) >= 10
+
+
+def test_names_that_look_like_options_or_protocols_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("-i.mp4", "http:x.mp4", "concat:a|b.mp4", "ä 'q\" \n.mp4"):
+        write_video(tmp_path / "plain.mp4").rename(tmp_path / name)
+        assert len(list(get_decoder("pyav").frames(name, SMALL))) == 5
+
+
+@pytest.mark.parametrize(
+    ("fit", "shape", "turns", "scaled"),
+    [
+        ("stretch", (320, 240), 0, (112, 112)),
+        ("crop", (320, 240), 0, (149, 112)),
+        ("pad", (320, 240), 0, (112, 84)),
+        ("pad", (320, 240), 1, (112, 84)),
+        ("crop", (240, 320), 3, (112, 149)),
+    ],
+)
+def test_placement_keeps_the_shape_that_fit_promises(
+    fit: str, shape: tuple[int, int], turns: int, scaled: tuple[int, int]
+) -> None:
+    placement = place(*shape, Fraction(1), turns, Recipe(fit=fit))
+    assert placement.scaled == scaled
+    assert finish(np.ones((scaled[1], scaled[0], 3), np.uint8), placement).shape == (112, 112, 3)
+
+
+def test_padding_is_black_and_centred() -> None:
+    placement = place(320, 160, Fraction(1), 0, Recipe(fit="pad"))
+    frame = finish(np.full((56, 112, 3), 9, np.uint8), placement)
+    assert (frame[28:84] == 9).all()
+    assert frame[:28].sum() + frame[84:].sum() == 0
+
+
+def test_wide_pixels_make_a_wide_picture() -> None:
+    assert place(160, 240, Fraction(2), 0, Recipe(fit="pad")).scaled == (112, 84)
+
+
+def test_real_clips_are_bit_for_bit_those_of_a_full_decode(real_clips: Path, exhaustive: bool) -> None:
+    with (real_clips / "videos.csv").open() as file:
+        names = [row["path"] for row in csv.DictReader(file)]
+    sample = names if exhaustive else random.Random(0).sample(names, 12)
+    for name in sample:
+        path = real_clips / name
+        frames = list(get_decoder("pyav").frames(str(path), Recipe()))
+        assert same(iter(frames), _decode_all(str(path), Recipe())), name
+        assert times(frames) == expected_times(path, Fraction(5)), name

@@ -1,0 +1,104 @@
+"""A run on disk. Weights and optimiser state are safetensors, everything else JSON; nothing is ever unpickled.
+
+run.json                what made it: settings, labels, normalisation, shard set, versions, seed
+log.jsonl               a line an epoch
+checkpoint.safetensors  weights, optimiser and place: what `--resume` goes on from
+best.safetensors        weights with the best validation score;  last.safetensors: of the last epoch
+metrics.json            the closing numbers
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+
+RUN, LOG, METRICS = "run.json", "log.jsonl", "metrics.json"
+CHECKPOINT, BEST, LAST = "checkpoint.safetensors", "best.safetensors", "last.safetensors"
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Whole or not at all."""
+    made = path.with_name(f".{path.name}.tmp")
+    made.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(made, path)
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """The run's `run.json`. Raises `UserError` where there is none."""
+    try:
+        values = json.loads((run / RUN).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{run}: no run here (no {RUN}); make one with `train run --out {run}`") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run / RUN}: cannot be read: {error}") from error
+    if not isinstance(values, dict) or not {"model", "settings", "labels", "mean", "std"} <= set(values):
+        raise UserError(f"{run / RUN}: not a run's description")
+    return values
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """The model's state as safetensors, whole or not at all."""
+    _save(path, dict(model.state_dict()), {})
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Fill the model. Raises `UserError` where the file is missing or does not fit."""
+    tensors, _ = _load(path)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{path}: does not fit the model: {error}") from error
+
+
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+) -> None:
+    """All that a run needs to go on, in one file, so that it can be replaced at one stroke."""
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    for number, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{number}/{name}": value for name, value in values.items()}
+    _save(path, tensors, {"state": json.dumps(state)})
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Fill model and optimiser; returns the state. Raises `UserError`."""
+    tensors, metadata = _load(path)
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            _, number, key = name.split("/")
+            moments.setdefault(int(number), {})[key] = tensor
+    prefix = "model/"
+    try:
+        model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        state: dict[str, Any] = json.loads(metadata["state"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: is not a checkpoint of this run: {error}") from error
+    return state
+
+
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    made = path.with_name(f".{path.name}.tmp")
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, made, metadata)
+    with made.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(made, path)
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; was the run stopped before its first epoch ended?") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error

@@ -1,0 +1,52 @@
+"""Where the numbers are crunched: device, precision and memory layout, chosen once and used everywhere."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and the precision of its autocast."""
+
+    device: torch.device
+    bf16: bool
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model on the device, its convolutions with channels last: up to twice as fast with bf16."""
+        return model.to(self.device, memory_format=torch.channels_last)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context that forward passes run in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def logits(self, model: nn.Module, clips: Tensor) -> Tensor:
+        """Float32 logits [B, K] of clips [B, T, C, H, W]."""
+        with self.autocast():
+            return model(clips).float()
+
+
+def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
+    """`auto` takes a GPU where there is one, and bf16 where the hardware multiplies it. Raises `UserError`."""
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision}: must be one of {', '.join(PRECISIONS)}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: not to be had here ({str(error).splitlines()[0]})") from error
+    return Compute(chosen, _fast_bf16(chosen) if precision == "auto" else precision == "bf16")
+
+
+def _fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()

@@ -1,0 +1,281 @@
+"""Training: epochs of steps over a shard set, a run folder that holds all that made it.
+
+Everything drawn at random (order, clip starts, augmentation, dropout) is a function of the seed and the step's
+number, so a run that was stopped goes on as if nothing had happened.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models import build_model, count_parameters
+from pipeline.errors import UserError
+from pipeline.shards.index import ShardSet, SplitIndex, read_set
+from pipeline.summary import summarize
+from train import checkpoint
+from train.augment import IMAGENET_MEAN, IMAGENET_STD, augment, to_clips
+from train.clips import training_clips
+from train.compute import choose_compute
+from train.evaluate import predict_split
+from train.metrics import score
+from train.optim import learning_rate, make_optimizer
+from train.recipes import TrainRecipe
+from train.stream import ClipStream
+
+Stage = Callable[[str, int], Callable[[int], None]]
+Say = Callable[[str], None]
+CLOSING_CLIPS = 5  # clips a video for the closing number; one, the middle, after each epoch
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What `train run` was asked for; saved in the run and enough to repeat it."""
+
+    model: str
+    shards: str
+    recipe: TrainRecipe
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Flat, as `run.json` has it."""
+        values = asdict(self)
+        return {**values, **values.pop("recipe")}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RunSettings":
+        """The reverse of `as_dict`."""
+        recipe = {name: values[name] for name in TrainRecipe.__dataclass_fields__}
+        rest = {name: values[name] for name in ("model", "shards", "seed", "device", "precision")}
+        return cls(**rest, recipe=TrainRecipe(**recipe))
+
+
+@dataclass
+class Progress:
+    """How far a run is; saved with every checkpoint."""
+
+    epoch: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    steps: int = 0
+    clips: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+
+class Trainer:
+    """One run in progress. `fit` carries it to its end."""
+
+    def __init__(self, settings: RunSettings, out: Path, say: Say) -> None:
+        self.settings, self.recipe, self.out, self.say = settings, settings.recipe, out, say
+        self.shard_set = read_set(Path(settings.shards))
+        self.train_index = self.shard_set.split("train")
+        self.val_index = self.shard_set.split("val") if "val" in self.shard_set.splits else None
+        if len(self.shard_set.labels) < 2:
+            raise UserError(
+                f"{settings.shards}: all videos are labelled {self.shard_set.labels[0]!r}; a classifier needs two"
+            )
+        self.compute = choose_compute(settings.device, settings.precision)
+        torch.manual_seed(settings.seed)
+        self.model = self.compute.prepare(self._build())
+        self.optimizer = make_optimizer(self.model, self.recipe.lr, self.recipe.weight_decay)
+        self.steps_per_epoch = -(-len(self.train_index) // self.recipe.batch_size)
+        self.progress = Progress()
+
+    def _build(self) -> nn.Module:
+        shards = self.shard_set
+        return build_model(
+            self.settings.model,
+            num_classes=len(shards.labels),
+            num_frames=self.recipe.frames,
+            size=(shards.recipe.width, shards.recipe.height),
+            dropout=self.recipe.dropout,
+        )
+
+    def start(self) -> None:
+        """Make the run folder and describe the run in it."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(self.out / checkpoint.RUN, self._description())
+
+    def resume(self) -> None:
+        """Go back to the last checkpoint. Raises `UserError` where the run cannot go on from there."""
+        about = checkpoint.read_run(self.out)
+        if about["shards_digest"] != summarize(self.shard_set)["digest"]:
+            raise UserError(
+                f"{self.out}: the shard set {self.settings.shards} has changed since; start a new run"
+            )
+        if (self.out / checkpoint.CHECKPOINT).exists():
+            state = checkpoint.load_checkpoint(self.out / checkpoint.CHECKPOINT, self.model, self.optimizer)
+            self.progress = Progress(**state)
+        self._trim_log()
+        self.say(f"going on from epoch {self.progress.epoch} of {self.recipe.epochs}")
+
+    def fit(self, stage: Stage) -> dict[str, Any]:
+        """Train to the last epoch; returns (and saves) the closing metrics."""
+        with self._stream(self.train_index) as stream:
+            while self.progress.epoch < self.recipe.epochs:
+                self._epoch(stream, stage)
+        metrics = self._close()
+        checkpoint.write_json(self.out / checkpoint.METRICS, metrics)
+        return metrics
+
+    def _epoch(self, stream: ClipStream, stage: Stage) -> None:
+        began, waited = time.perf_counter(), stream.waited
+        epoch = self.progress.epoch
+        loss, right = self._train_epoch(
+            stream, stage(f"epoch {epoch + 1}/{self.recipe.epochs}", len(stream.index))
+        )
+        seconds, waited = time.perf_counter() - began, stream.waited - waited
+        at = self.progress
+        at.epoch, at.steps = epoch + 1, at.steps + self.steps_per_epoch
+        at.clips, at.seconds, at.waited = (
+            at.clips + len(stream.index),
+            at.seconds + seconds,
+            at.waited + waited,
+        )
+        line = {
+            "epoch": epoch + 1,
+            "loss": loss,
+            "train_accuracy": right,
+            **self._validate(),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": round(seconds, 3),
+            "clips_per_second": round(len(stream.index) / seconds, 1),
+            "data_wait": round(waited / seconds, 5),
+        }
+        checkpoint.save_weights(self.out / checkpoint.LAST, self.model)
+        self._keep_best(line)
+        with (self.out / checkpoint.LOG).open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        checkpoint.save_checkpoint(self.out / checkpoint.CHECKPOINT, self.model, self.optimizer, asdict(at))
+        self.say("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
+
+    def _train_epoch(self, stream: ClipStream, step: Callable[[int], None]) -> tuple[float, float]:
+        """Mean loss and accuracy over the epoch's clips."""
+        self.model.train()
+        clips = training_clips(
+            stream.index.frames, self.recipe.frames, self.settings.seed, self.progress.epoch
+        )
+        loss_sum = torch.zeros((), device=self.compute.device)
+        right = torch.zeros((), device=self.compute.device)
+        number = self.progress.epoch * self.steps_per_epoch
+        for batch in stream.batches(clips):
+            loss, logits = self._step(batch.frames, batch.labels, number)
+            loss_sum += loss * len(batch.labels)
+            right += (logits.argmax(1) == batch.labels).sum()
+            number += 1
+            step(len(batch.labels))
+        return loss_sum.item() / len(clips), right.item() / len(clips)
+
+    def _step(
+        self, frames: torch.Tensor, labels: torch.Tensor, number: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        recipe = self.recipe
+        draws = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
+        torch.manual_seed(draws.initial_seed())  # dropout
+        rate = learning_rate(
+            number,
+            recipe.epochs * self.steps_per_epoch,
+            round(recipe.warmup * self.steps_per_epoch),
+            recipe.lr,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        clips = to_clips(frames, IMAGENET_MEAN, IMAGENET_STD)
+        clips = augment(clips, draws, scale=(recipe.crop, 1.0), jitter=recipe.jitter, flip=recipe.flip)
+        logits = self.compute.logits(self.model, clips)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss became {loss.item()} at step {number}; try a lower --lr or --precision fp32"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach(), logits.detach()
+
+    def _validate(self) -> dict[str, float]:
+        if self.val_index is None:
+            return {}
+        scores = self._score(self.val_index, clips=1)
+        values = {"val_accuracy": scores["accuracy"], "val_roc_auc": scores["roc_auc"]}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _score(self, index: SplitIndex, clips: int) -> dict[str, Any]:
+        with self._stream(index) as stream:
+            found = predict_split(
+                self.model, stream, self.compute, clips=clips, mean=IMAGENET_MEAN, std=IMAGENET_STD
+            )
+        return score(found.probabilities, found.labels, self.shard_set.labels)
+
+    def _keep_best(self, line: dict[str, Any]) -> None:
+        """The best epoch by validation accuracy, the later of two equals; without a val split, the last."""
+        reached = line.get("val_accuracy", 0.0)
+        if reached >= self.progress.best:
+            self.progress.best, self.progress.best_epoch = reached, line["epoch"]
+            checkpoint.save_weights(self.out / checkpoint.BEST, self.model)
+
+    def _close(self) -> dict[str, Any]:
+        at = self.progress
+        checkpoint.load_weights(self.out / checkpoint.BEST, self.model)
+        judged = self._score(self.val_index, CLOSING_CLIPS) if self.val_index is not None else {}
+        return {
+            "model": self.settings.model,
+            "parameters": count_parameters(self.model),
+            "epochs": at.epoch,
+            "best_epoch": at.best_epoch,
+            "val": {"clips": CLOSING_CLIPS, **judged} if judged else None,
+            "clips_per_second": round(at.clips / at.seconds, 1) if at.seconds else None,
+            "data_wait": round(at.waited / at.seconds, 5) if at.seconds else None,
+            "train_seconds": round(at.seconds, 1),
+        }
+
+    def _stream(self, index: SplitIndex) -> ClipStream:
+        return ClipStream(
+            index,
+            frames_per_clip=self.recipe.frames,
+            batch_size=self.recipe.batch_size,
+            device=self.compute.device,
+        )
+
+    def _trim_log(self) -> None:
+        """Forget epochs that the checkpoint does not know: they are trained again."""
+        path = self.out / checkpoint.LOG
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.write_text("".join(line + "\n" for line in lines[: self.progress.epoch]))
+
+    def _description(self) -> dict[str, Any]:
+        summary = summarize(self.shard_set)
+        return {
+            "model": self.settings.model,
+            "settings": {**self.settings.as_dict(), "shards": str(Path(self.settings.shards).resolve())},
+            "labels": list(self.shard_set.labels),
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+            "frames_recipe": self.shard_set.recipe.as_dict(),
+            "fingerprint": summary["fingerprint"],
+            "shards_digest": summary["digest"],
+            "computed_on": {"device": str(self.compute.device), "bf16": self.compute.bf16},
+            "versions": {
+                "reelcache": version("reelcache"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+
+def describe_set(shard_set: ShardSet) -> str:
+    """One line on what is trained on."""
+    counts = ", ".join(f"{split} {len(shard_set.split(split).videos)}" for split in shard_set.splits)
+    return f"{shard_set.root}: {counts}; labels {', '.join(shard_set.labels)}"

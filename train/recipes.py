@@ -1,0 +1,30 @@
+"""How each family is trained unless told otherwise. A family's row is where its numbers are changed."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """Settings of one training run; every one can be given as a flag of `train run`.
+
+    `lr` is the peak, reached after `warmup` epochs and followed by a cosine to zero; `crop` is the smallest
+    share of the area that a random crop keeps; `jitter` is how far contrast and brightness move.
+    """
+
+    epochs: int = 20
+    batch_size: int = 16
+    frames: int = 16
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 1.0
+    label_smoothing: float = 0.1
+    clip_norm: float = 1.0
+    dropout: float = 0.0
+    crop: float = 0.6
+    jitter: float = 0.2
+    flip: bool = True
+
+
+RECIPES = {
+    "early_fusion": TrainRecipe(),
+}
