@@ -106,32 +106,36 @@ class _Filling:
         return samples
 
     def _decode(self, video: Video) -> None:
-        mark, count = self.writer.mark(), 0
-        samples: list[Sample] = []
-        source = None
         try:
             source = file_sha256(video.path)
-            for index, (part, is_only) in enumerate(
-                _parts(self.decoder.frames(video.path, self.recipe), self.recipe.max_frames)
-            ):
-                key = _part_key(video.id, index, 1 if is_only else 2)
-                meta = self._meta(video, key, source, part)
-                offset = self.writer.add(key, frames_of([frame.pixels for frame in part.frames]), meta)
-                samples.append(
-                    Sample(key, video.id, video.label, video.group, source, len(part.frames), offset)
-                )
-                count += len(part.frames)
-        except DecodeError as error:
-            reason = str(error)
         except OSError as error:
-            reason = f"cannot be read: {error.strerror}"
-        except Exception as error:  # whatever a decoder throws at one file, the others go on
-            reason = f"{type(error).__name__}: {error}"
-        else:
-            self.samples += samples
+            self.rejected.append(_reject(video, None, f"cannot be read: {error.strerror}", 0))
             return
-        self.writer.rewind(mark)
-        self.rejected.append(_reject(video, source, reason, count))
+        mark, before, count = self.writer.mark(), len(self.samples), 0
+
+        def counted() -> Iterator[Frame]:
+            nonlocal count
+            try:
+                for frame in self.decoder.frames(video.path, self.recipe):
+                    count += 1
+                    yield frame
+            except DecodeError:
+                raise
+            except Exception as error:  # whatever a decoder throws at one file, the others go on
+                raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+        try:
+            for index, (part, is_only) in enumerate(_parts(counted(), self.recipe.max_frames)):
+                self._write(video, source, part, _part_key(video.id, index, 1 if is_only else 2))
+        except DecodeError as error:
+            self.writer.rewind(mark)
+            del self.samples[before:]
+            self.rejected.append(_reject(video, source, str(error), count))
+
+    def _write(self, video: Video, source: str, part: _Part, key: str) -> None:
+        meta = self._meta(video, key, source, part)
+        offset = self.writer.add(key, frames_of([frame.pixels for frame in part.frames]), meta)
+        self.samples.append(Sample(key, video.id, video.label, video.group, source, len(part.frames), offset))
 
     def _meta(self, video: Video, key: str, source: str, part: _Part) -> dict[str, Any]:
         """What the shard says of a sample beside its frames; docs/format.md explains each field."""

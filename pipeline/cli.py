@@ -26,9 +26,7 @@ def main() -> None:
 @main.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--videos", default=320, show_default=True, help="How many to make, over all splits.")
-@click.option(
-    "--splits", default="train,val", show_default=True, help="Comma-separated; the first gets 4 in 5."
-)
+@click.option("--splits", default="train,val", show_default=True, help="Comma-separated; the first gets 4 in 5.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same videos.")
 @click.option("--overwrite", is_flag=True, help="Replace the videos that an earlier call made in DIR.")
 def sample_videos(folder: Path, videos: int, splits: str, seed: int, overwrite: bool) -> None:
@@ -48,30 +46,22 @@ def sample_videos(folder: Path, videos: int, splits: str, seed: int, overwrite: 
 
 @main.command()
 @click.argument("source", metavar="[SRC]", type=click.Path(path_type=Path), default=DEFAULT_VIDEOS)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=DEFAULT_SHARDS, show_default=True, help="The set."
-)
+@click.option("--out", type=click.Path(path_type=Path), default=DEFAULT_SHARDS, show_default=True, help="The set.")
 @click.option("--fps", default="5", show_default=True, help="Frames kept per second: 5, 12.5, 30000/1001.")
 @click.option("--size", default="112", show_default=True, help="Stored frames: 112 (square) or 160x90.")
 @click.option(
     "--fit", type=click.Choice(["stretch", "crop", "pad"]), default="stretch", show_default=True,
     help="How other shapes become this one.",
 )  # fmt: skip
-@click.option(
-    "--decoder", default="pyav", show_default=True, help="pyav, or opencv where PyAV is not to be had."
-)
+@click.option("--decoder", default="pyav", show_default=True, help="pyav, or opencv where PyAV is not to be had.")
 @click.option("--max-frames", default=1024, show_default=True, help="Longer videos become several samples.")
 @click.option("--videos-per-shard", default=32, show_default=True, help="At most so many, on average.")
 @click.option(
     "--val", default=0.2, show_default=True, help="Share of the groups for val, where SRC names no split."
 )
 @click.option("--test", default=0.0, show_default=True, help="Likewise for test.")
-@click.option(
-    "--split-seed", default=0, show_default=True, help="Another number, another draw of the groups."
-)
-@click.option(
-    "--group-by", metavar="REGEX", help="What of a path names the recording that a clip was cut from."
-)
+@click.option("--split-seed", default=0, show_default=True, help="Another number, another draw of the groups.")
+@click.option("--group-by", metavar="REGEX", help="What of a path names the recording that a clip was cut from.")
 @click.option("--workers", type=click.IntRange(0), help="Processes; 0: this one. Default: one a core.")
 @click.option("--scheduler", metavar="tcp://…", help="Use this running Dask cluster instead.")
 @click.option("--prune", is_flag=True, help="Drop videos from the set that SRC no longer has.")

@@ -74,7 +74,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
 
     if scheduler is not None:
         try:
-            client = Client(scheduler, timeout="10s")
+            client = Client(scheduler, timeout="5s")
         except (OSError, ValueError, TimeoutError) as error:
             raise UserError(
                 f"--scheduler {scheduler}: no Dask scheduler answers there ({error}); "

@@ -30,9 +30,7 @@ class Commands(click.Group):
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--json`, with the same words everywhere."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")(
-        command
-    )
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")(command)
 
 
 def print_json(values: Any) -> None:

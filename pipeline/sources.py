@@ -82,9 +82,7 @@ def _group(video_id: str, pattern: re.Pattern[str] | None) -> str:
 def _from_folder(root: Path, pattern: re.Pattern[str] | None) -> list[Video]:
     found = sorted(_walk(root))
     if not found:
-        raise UserError(
-            f"{root}: no videos in this folder (looked for {', '.join(sorted(VIDEO_EXTENSIONS))})"
-        )
+        raise UserError(f"{root}: no videos in this folder (looked for {', '.join(sorted(VIDEO_EXTENSIONS))})")
     loose = [parts[-1] for parts in found if len(parts) == 1]
     if loose:
         raise UserError(
@@ -138,9 +136,7 @@ def _from_csv(path: Path, pattern: re.Pattern[str] | None) -> list[Video]:
     return videos
 
 
-def _from_row(
-    csv_path: Path, line: int, row: dict[str, str | None], pattern: re.Pattern[str] | None
-) -> Video:
+def _from_row(csv_path: Path, line: int, row: dict[str, str | None], pattern: re.Pattern[str] | None) -> Video:
     def cell(name: str) -> str:
         return (row.get(name) or "").strip()
 

@@ -116,7 +116,9 @@ def test_damage_in_the_middle_gives_a_reason_and_the_frames_before_it(tmp_path: 
     assert len(got) >= 10
 
 
-def test_names_that_look_like_options_or_protocols_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_look_like_options_or_protocols_are_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("-i.mp4", "http:x.mp4", "concat:a|b.mp4", "ä 'q\" \n.mp4"):
         write_video(tmp_path / "plain.mp4").rename(tmp_path / name)

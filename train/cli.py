@@ -33,12 +33,8 @@ RECIPE_FLAGS: list[Callable[[Any], Any]] = [
     click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate."),
     click.option("--weight-decay", type=click.FloatRange(0), help="AdamW's, on weights only."),
     click.option("--warmup", type=click.FloatRange(0), help="Epochs of linear warm-up."),
-    click.option(
-        "--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="Of the cross-entropy."
-    ),
-    click.option(
-        "--clip-norm", type=click.FloatRange(0, min_open=True), help="Gradients are cut to this norm."
-    ),
+    click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="Of the cross-entropy."),
+    click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help="Gradients are cut to this norm."),
     click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Before the last layer."),
     click.option(
         "--crop", type=click.FloatRange(0, 1, min_open=True), help="Smallest share of the area kept; 1: all."
@@ -60,9 +56,7 @@ def recipe_options(command: Any) -> Any:
 @click.option(
     "--shards", type=click.Path(path_type=Path), default=DEFAULT_SHARDS, show_default=True, help="The set."
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<model>-<time>]"
-)
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<model>-<time>]")
 @click.option("--seed", default=0, show_default=True, help="Of order, clips, augmentation and first weights.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
@@ -124,9 +118,7 @@ def run(
 @main.command("eval")
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--split", default="val", show_default=True, help="Which split to judge on.")
-@click.option(
-    "--clips", type=click.IntRange(1), default=5, show_default=True, help="Clips a video, averaged."
-)
+@click.option("--clips", type=click.IntRange(1), default=5, show_default=True, help="Clips a video, averaged.")
 @click.option("--weights", type=click.Choice(["best", "last"]), default="best", show_default=True)
 @click.option("--shards", type=click.Path(path_type=Path), help="Another set of the same recipe and labels.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Clips a step.")
@@ -202,9 +194,7 @@ def _claim(out: Path, *, resume: bool, overwrite: bool) -> None:
         read_run(out)
     elif (out / RUN).exists():
         if not overwrite:
-            raise UserError(
-                f"{out}: holds a run; give another --out, --resume to go on with it, or --overwrite"
-            )
+            raise UserError(f"{out}: holds a run; give another --out, --resume to go on with it, or --overwrite")
         shutil.rmtree(out)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: holds something that is not a run; give another --out")

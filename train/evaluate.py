@@ -68,9 +68,7 @@ def evaluate_run(
     shard_set = read_set(Path(shards or settings["shards"]))
     index = index_for(shard_set, about, split)
     size = shard_set.recipe.width, shard_set.recipe.height
-    model = build_model(
-        about["model"], num_classes=len(about["labels"]), num_frames=settings["frames"], size=size
-    )
+    model = build_model(about["model"], num_classes=len(about["labels"]), num_frames=settings["frames"], size=size)
     load_weights(run / f"{weights}.safetensors", model)
     model = compute.prepare(model)
     mean, std = tuple(about["mean"]), tuple(about["std"])

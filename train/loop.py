@@ -111,9 +111,7 @@ class Trainer:
         """Go back to the last checkpoint. Raises `UserError` where the run cannot go on from there."""
         about = checkpoint.read_run(self.out)
         if about["shards_digest"] != summarize(self.shard_set)["digest"]:
-            raise UserError(
-                f"{self.out}: the shard set {self.settings.shards} has changed since; start a new run"
-            )
+            raise UserError(f"{self.out}: the shard set {self.settings.shards} has changed since; start a new run")
         if (self.out / checkpoint.CHECKPOINT).exists():
             state = checkpoint.load_checkpoint(self.out / checkpoint.CHECKPOINT, self.model, self.optimizer)
             self.progress = Progress(**state)
@@ -163,9 +161,7 @@ class Trainer:
     def _train_epoch(self, stream: ClipStream, step: Callable[[int], None]) -> tuple[float, float]:
         """Mean loss and accuracy over the epoch's clips."""
         self.model.train()
-        clips = training_clips(
-            stream.index.frames, self.recipe.frames, self.settings.seed, self.progress.epoch
-        )
+        clips = training_clips(stream.index.frames, self.recipe.frames, self.settings.seed, self.progress.epoch)
         loss_sum = torch.zeros((), device=self.compute.device)
         right = torch.zeros((), device=self.compute.device)
         number = self.progress.epoch * self.steps_per_epoch
@@ -177,9 +173,7 @@ class Trainer:
             step(len(batch.labels))
         return loss_sum.item() / len(clips), right.item() / len(clips)
 
-    def _step(
-        self, frames: torch.Tensor, labels: torch.Tensor, number: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, frames: torch.Tensor, labels: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         recipe = self.recipe
         draws = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
         torch.manual_seed(draws.initial_seed())  # dropout

@@ -9,9 +9,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
 
 
-def score(
-    probabilities: NDArray[np.float64], labels: NDArray[np.int64], names: Sequence[str]
-) -> dict[str, Any]:
+def score(probabilities: NDArray[np.float64], labels: NDArray[np.int64], names: Sequence[str]) -> dict[str, Any]:
     """Metrics of `probabilities` [videos, classes] against `labels` [videos]; JSON-ready.
 
     `accuracy_interval` is Wilson's, 95 %. With more than two classes ROC-AUC, PR-AUC and F1 are means over

@@ -80,13 +80,9 @@ def open_set(root: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
         return
     if root.exists() and not root.is_dir():
         raise UserError(f"{root}: is a file; --out wants a folder")
-    others = (
-        [path.name for path in root.iterdir() if not path.name.startswith(TEMPORARY)] if root.exists() else []
-    )
+    others = [path.name for path in root.iterdir() if not path.name.startswith(TEMPORARY)] if root.exists() else []
     if others:
-        raise UserError(
-            f"{root}: holds other files ({sorted(others)[0]}) and no shard set; give an empty --out"
-        )
+        raise UserError(f"{root}: holds other files ({sorted(others)[0]}) and no shard set; give an empty --out")
     root.mkdir(parents=True, exist_ok=True)
     _write_whole(root, RECIPE_FILE, recipe_text(recipe))
 

@@ -98,9 +98,7 @@ class TarReader:
         """See `pipeline.shards.ShardReader.frames`."""
         shape = (sample.frames, *self._frame)
         if sample.offset + int(np.prod(shape)) > len(self._map):
-            raise UserError(
-                f"{self._path}: {sample.key} ends behind the end of the file; the shard is damaged"
-            )
+            raise UserError(f"{self._path}: {sample.key} ends behind the end of the file; the shard is damaged")
         return np.ndarray(shape, np.uint8, self._map, sample.offset)
 
     def meta(self, sample: Sample) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""Folders and CSVs to lists of videos, and what a user is told when they do not fit."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.sources import list_videos
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def csv_of(root: Path, text: str) -> Path:
+    touch(root, "a.mp4", "b.mp4")
+    path = root / "videos.csv"
+    path.write_text(text)
+    return path
+
+
+def test_folders_are_labels(tmp_path: Path) -> None:
+    videos = list_videos(touch(tmp_path, "cats/a.mp4", "dogs/deep/b.AVI", "dogs/.hidden.mp4", "cats/notes.txt"))
+    assert [(v.id, v.label, v.split, v.group) for v in videos] == [
+        ("cats/a.mp4", "cats", None, "cats/a.mp4"),
+        ("dogs/deep/b.AVI", "dogs", None, "dogs/deep/b.AVI"),
+    ]
+
+
+def test_folders_named_like_splits_are_splits(tmp_path: Path) -> None:
+    videos = list_videos(touch(tmp_path, "train/Fight/a.avi", "Validation/NonFight/b.avi"))
+    assert [(v.split, v.label) for v in videos] == [("val", "NonFight"), ("train", "Fight")]
+
+
+def test_group_by_finds_the_recording_in_the_name(tmp_path: Path) -> None:
+    root = touch(tmp_path, "fight/abc_0.avi", "fight/abc_1.avi", "fight/other.avi")
+    groups = [video.group for video in list_videos(root, r"([^/]+)_\d+\.avi$")]
+    assert groups == ["abc", "abc", "fight/other.avi"]
+
+
+def test_a_csv_may_name_split_group_and_key(tmp_path: Path) -> None:
+    path = csv_of(tmp_path, "path,label,split,group,key\na.mp4,cats,TRAIN,g,one\nb.mp4,dogs,,,\n")
+    one, b = sorted(list_videos(path), key=lambda video: video.label)
+    assert (one.id, one.split, one.group, one.path) == ("one", "train", "g", str(tmp_path / "a.mp4"))
+    assert (b.id, b.split, b.group) == ("b.mp4", None, "b.mp4")
+
+
+def test_a_csv_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    path = csv_of(tmp_path, "\ufeffpath,label\r\na.mp4,cats\r\n")
+    assert [video.label for video in list_videos(path)] == ["cats"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na.mp4,cats\n", "needs the columns path,label"),
+        ("", "its first line has nothing"),
+        ("path,label\n", "lists no videos"),
+        ("path,label\na.mp4,\n", "line 2: path or label is empty"),
+        ("path,label,split\na.mp4,cats,holdout\n", "split is 'holdout'"),
+        ("path,label\nx.mp4,cats\n", "none of its 1 videos exists"),
+        ("path,label\na.mp4,cats\na.mp4,dogs\n", "'a.mp4' is listed twice"),
+        ("path,label\na.mp4,ca\x07ts\n", "control characters"),
+    ],
+)
+def test_a_csv_that_does_not_fit_says_why(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        list_videos(csv_of(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a.txt"], "no videos in this folder"),
+        (["a.mp4", "cats/b.mp4"], "a.mp4 stands outside a label folder"),
+        (["train/a.mp4", "val/b.mp4"], "stands in a split but in no label folder"),
+    ],
+)
+def test_a_folder_that_does_not_fit_says_why(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        list_videos(touch(tmp_path, *names))
+
+
+def test_a_wrong_path_says_what_would_be_right(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or folder; give a folder"):
+        list_videos(tmp_path / "nowhere")
+
+
+def test_a_broken_expression_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--group-by"):
+        list_videos(touch(tmp_path, "cats/a.mp4"), "(")
