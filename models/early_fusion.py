@@ -34,4 +34,5 @@ class EarlyFusion(nn.Module):
         if clips.shape[1] != self.num_frames:
             raise ValueError(f"early_fusion was made for {self.num_frames} frames, got {clips.shape[1]}")
         x = clips.flatten(1, 2)  # [B, T·C, H, W]
-        return self.head(self.trunk(x))
+        logits: Tensor = self.head(self.trunk(x))
+        return logits

@@ -99,7 +99,12 @@ class _Filling:
         with get_format(self.recipe.format).open(self.root / reuse.file, self.recipe) as reader:
             for index, old in enumerate(reuse.samples):
                 key = _part_key(video.id, index, len(reuse.samples))
-                names = {"key": key, "video": video.id, "label": video.label, "group": video.group}
+                names: dict[str, Any] = {
+                    "key": key,
+                    "video": video.id,
+                    "label": video.label,
+                    "group": video.group,
+                }
                 meta = {**reader.meta(old), **names, "split": self.split}
                 offset = self.writer.add(key, reader.frames(old), meta)
                 samples.append(replace(old, **names, offset=offset))

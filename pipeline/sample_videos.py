@@ -130,7 +130,7 @@ def write_video(path: Path, frames: list[Picture], rate: int) -> None:
         # No macroblock tree: with it, x264's AVX-512 code gives other bytes from one run to the next.
         stream.options = {"crf": "19", "preset": "veryfast", "g": "12", "x264-params": "mbtree=0"}
         for picture in frames:
-            planes = cv2.cvtColor(picture, cv2.COLOR_RGB2YUV_I420)
+            planes = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2YUV_I420), np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, "yuv420p")))
         container.mux(stream.encode(None))
 
@@ -171,7 +171,7 @@ def _figure(picture: Picture, feet: tuple[float, float], tall: float, colour: Co
         return round((x + dx * tall) * 2**SUBPIXEL), round((y + dy * tall) * 2**SUBPIXEL)
 
     def length(part: float) -> int:
-        return max(1, round(part * tall * 2**SUBPIXEL))
+        return max(1, int(part * tall * 2**SUBPIXEL))
 
     swing = 0.14 * np.sin(2 * np.pi * phase)
     thick = max(1, round(0.06 * tall))
@@ -183,4 +183,5 @@ def _figure(picture: Picture, feet: tuple[float, float], tall: float, colour: Co
 
 def _with_noise(picture: Picture, strength: float, rng: Generator) -> Picture:
     noise = rng.normal(0, strength, picture.shape[:2]).astype(np.float32)
-    return np.clip(picture + noise[..., None], 0, 255).astype(np.uint8)
+    noisy: Picture = np.clip(picture + noise[..., None], 0, 255).astype(np.uint8)
+    return noisy

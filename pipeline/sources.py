@@ -11,8 +11,38 @@ from pathlib import Path
 from pipeline.errors import UserError
 
 VIDEO_EXTENSIONS = frozenset(
-    ".3g2 .3gp .apng .asf .avi .divx .f4v .flv .gif .m2ts .m4v .mjpeg .mjpg .mkv .mov .mp4 .mpe .mpeg .mpg "
-    ".mts .mxf .ogm .ogv .rm .rmvb .ts .vob .webm .wmv .y4m".split()  # noqa: SIM905
+    [
+        ".3g2",
+        ".3gp",
+        ".apng",
+        ".asf",
+        ".avi",
+        ".divx",
+        ".f4v",
+        ".flv",
+        ".gif",
+        ".m2ts",
+        ".m4v",
+        ".mjpeg",
+        ".mjpg",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpe",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".mxf",
+        ".ogm",
+        ".ogv",
+        ".rm",
+        ".rmvb",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+        ".y4m",
+    ]
 )
 # Folder names that mean a split; several data sets spell them their own way.
 SPLIT_FOLDERS = {

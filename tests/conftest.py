@@ -1,7 +1,7 @@
 """Tiny videos and sets, made on the fly; the shared real clips, where they are."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,12 +9,13 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
 from pipeline.driver import build_set
 from pipeline.recipe import Recipe
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-MakeVideo = Callable[..., Path]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,7 +38,7 @@ def real_clips() -> Path:
     return folder
 
 
-def picture_number(number: int, width: int = 64, height: int = 48) -> np.ndarray:  # type: ignore[type-arg]
+def picture_number(number: int, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
     """A picture that shows its number: as grey in the whole, with a bright bar that moves."""
     picture = np.full((height, width, 3), 40 + 5 * (number % 40), np.uint8)
     cv2.rectangle(picture, (number % width, 0), (number % width + 6, height), (255, 255, 255), -1)
@@ -59,6 +60,7 @@ def write_video(
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(rate), options=options or {})
+        assert isinstance(stream, VideoStream)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, rate)
@@ -92,9 +94,9 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def set_copy(small_set: Path, tmp_path: Path) -> Iterator[Path]:
+def set_copy(small_set: Path, tmp_path: Path) -> Path:
     """`small_set`, to be changed."""
-    yield Path(shutil.copytree(small_set, tmp_path / "set"))
+    return Path(shutil.copytree(small_set, tmp_path / "set"))
 
 
 def set_bytes(root: Path) -> dict[str, bytes]:

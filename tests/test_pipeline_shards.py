@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.shards import get_format
@@ -15,7 +16,7 @@ from pipeline.shards.index import read_set
 from pipeline.shards.sidecar import parse_sidecar
 
 
-def our_frames(root: Path) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def our_frames(root: Path) -> dict[str, NDArray[np.uint8]]:
     shard_set, found = read_set(root), {}
     for sidecar in shard_set.sidecars:
         reader = get_format("webdataset").open(root / sidecar.shard, shard_set.recipe)
@@ -90,7 +91,7 @@ def test_an_empty_or_missing_shard_is_named(set_copy: Path) -> None:
 def test_a_sidecar_from_a_stranger_is_checked(small_set: Path, field: str, value: object) -> None:
     path = sorted(small_set.glob("train-*.json"))[0]
     text = json.dumps({**json.loads(path.read_text()), field: value})
-    with pytest.raises(UserError, match="a.json: "):
+    with pytest.raises(UserError, match=r"a\.json: "):
         parse_sidecar(text, "a.json")
 
 

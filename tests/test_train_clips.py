@@ -14,7 +14,7 @@ def test_an_epoch_has_every_sample_once_and_is_a_function_of_seed_and_epoch(
     frames: np.ndarray,
     seed: int,
     epoch: int,
-    size: int,  # type: ignore[type-arg]
+    size: int,
 ) -> None:
     clips, again = (training_clips(frames, size, seed, epoch) for _ in range(2))
     assert sorted(clips.sample) == list(range(len(frames)))
@@ -35,7 +35,7 @@ def test_starts_reach_from_the_first_to_the_last() -> None:
 
 
 @given(lengths, st.integers(1, 32), st.integers(1, 9))
-def test_evaluation_sees_every_sample_with_different_starts(frames: np.ndarray, size: int, clips: int) -> None:  # type: ignore[type-arg]
+def test_evaluation_sees_every_sample_with_different_starts(frames: np.ndarray, size: int, clips: int) -> None:
     chosen = evaluation_clips(frames, size, clips)
     pairs = list(zip(chosen.sample.tolist(), chosen.start.tolist(), strict=True))
     assert len(set(pairs)) == len(pairs)

@@ -31,7 +31,7 @@ def test_batches_hold_the_frames_and_labels_of_their_clips(small_set: Path) -> N
     with stream_of(small_set) as stream:
         index = stream.index
         clips = training_clips(index.frames, SIZE, seed=1, epoch=0)
-        seen = []
+        seen: list[int] = []
         for batch in stream.batches(clips):
             for row, label, sample in zip(batch.frames, batch.labels, batch.samples.tolist(), strict=True):
                 entry = index.samples[sample]

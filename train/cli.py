@@ -67,6 +67,7 @@ def recipe_options(command: Any) -> Any:
 @click.pass_context
 def run(
     ctx: click.Context,
+    /,
     model: str,
     shards: Path,
     out: Path | None,
@@ -163,7 +164,7 @@ def models(frames: int, size: str, classes: int, as_json: bool) -> None:
     from pipeline.recipe import parse_size
 
     width, height = parse_size(size)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in MODELS:
         try:
             with torch.device("meta"):

@@ -16,11 +16,12 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.shards import ShardReader, get_format
 from pipeline.shards.index import SplitIndex
-from train.clips import Clips, clip_frames
+from train.clips import Clips, Ints, clip_frames
 
 OPEN_SHARDS = 256  # maps kept open: each holds a file descriptor
 BUFFERS = 3  # one with the model, one ready, one being filled
@@ -104,7 +105,7 @@ class ClipStream:
             free.put(self._buffers[0])  # wakes a thread that waits for a buffer
             thread.join()
 
-    def _gather(self, buffer: np.ndarray, samples: np.ndarray, starts: np.ndarray) -> None:  # type: ignore[type-arg]
+    def _gather(self, buffer: NDArray[np.uint8], samples: Ints, starts: Ints) -> None:
         """Copy each clip's frames from its mapped shard into the buffer."""
         for row, sample, start in zip(buffer, samples.tolist(), starts.tolist(), strict=False):
             frames = self._reader(int(self.index.shard[sample])).frames(self.index.samples[sample])

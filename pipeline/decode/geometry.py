@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,16 +40,16 @@ def place(width: int, height: int, pixel_aspect: Fraction, quarter_turns: int, r
     return Placement(scaled, quarter_turns % 4, size)
 
 
-def finish(pixels: NDArray[np.uint8], placement: Placement) -> NDArray[np.uint8]:
+def finish(pixels: NDArray[Any], placement: Placement) -> NDArray[np.uint8]:
     """The scaled picture [h, w, 3], turned and cut or padded: [H, W, 3], contiguous."""
     turned = np.rot90(pixels, placement.quarter_turns)
     width, height = placement.size
     if turned.shape[:2] != (height, width):
         turned = _centre(_centre(turned, 0, height), 1, width)
-    return np.ascontiguousarray(turned)
+    return np.ascontiguousarray(turned, np.uint8)
 
 
-def _centre(pixels: NDArray[np.uint8], axis: int, length: int) -> NDArray[np.uint8]:
+def _centre(pixels: NDArray[Any], axis: int, length: int) -> NDArray[Any]:
     spare = pixels.shape[axis] - length
     if spare >= 0:
         return pixels.take(range(spare // 2, spare // 2 + length), axis=axis)

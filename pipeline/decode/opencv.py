@@ -57,7 +57,7 @@ def _timed(capture: "cv2.VideoCapture", period: int) -> Iterator[tuple[int, int 
         if latest is not None and pts <= latest:  # a container without times: OpenCV repeats itself
             pts = latest + period
         latest = pts
-        yield pts, period, image
+        yield pts, period, np.asarray(image, np.uint8)
 
 
 def _pixel_aspect(capture: "cv2.VideoCapture") -> Fraction:

@@ -49,7 +49,7 @@ class TarWriter:
         """See `pipeline.shards.ShardWriter.add`."""
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(frames))
-        pixels = memoryview(np.ascontiguousarray(frames)).cast("B")
+        pixels = np.ascontiguousarray(frames).data.cast("B")
         offset = self._member(key + FRAMES_SUFFIX, header.getvalue(), pixels)
         self._member(key + META_SUFFIX, b"", memoryview(json.dumps(meta).encode()))
         return offset

@@ -1,0 +1,174 @@
+"""`train run` and `train eval` from end to end, on a tiny set."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from train import checkpoint
+from train.cli import main
+from train.loop import RunSettings, Trainer
+from train.recipes import TrainRecipe
+
+QUICK = ["--model", "early_fusion", "--frames", "4", "--batch-size", "8", "--precision", "fp32"]
+
+
+def train(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def assert_one_clear_line(result: Result, code: int, message: str) -> None:
+    assert result.exit_code == code, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
+    assert len(errors) == 1 and message in errors[0], result.stderr
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def run_folder(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "first"
+    result = train("run", *QUICK, "--shards", small_set, "--epochs", 3, "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads(result.stdout)
+    assert metrics["epochs"] == 3 and 0 <= metrics["data_wait"] < 1 and metrics["clips_per_second"] > 0
+    return out
+
+
+def test_a_run_folder_holds_all_that_made_it(run_folder: Path) -> None:
+    names = {path.name for path in run_folder.iterdir()}
+    assert names == {
+        "run.json", "log.jsonl", "metrics.json", "best.safetensors", "last.safetensors", "checkpoint.safetensors",
+    }  # fmt: skip
+    about = json.loads((run_folder / "run.json").read_text())
+    assert about["labels"] == ["cats", "dogs"]
+    assert about["settings"]["frames"] == 4 and about["settings"]["seed"] == 0
+    assert {"fingerprint", "shards_digest", "versions", "mean", "std", "computed_on"} <= about.keys()
+    log = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log] == [1, 2, 3]
+    assert {"loss", "val_accuracy", "lr", "clips_per_second", "data_wait"} <= log[0].keys()
+
+
+def test_eval_prints_one_json_object_and_agrees_with_the_runs_own_number(run_folder: Path) -> None:
+    result = train("eval", run_folder, "--clips", 5, "--precision", "fp32", "--json")
+    scores = json.loads(result.stdout)
+    assert scores["videos"] == 8
+    assert {"accuracy", "accuracy_interval", "roc_auc", "f1", "confusion"} <= scores.keys()
+    assert scores["accuracy"] == json.loads((run_folder / "metrics.json").read_text())["val"]["accuracy"]
+
+
+def test_the_same_seed_gives_the_same_weights(run_folder: Path, small_set: Path, tmp_path: Path) -> None:
+    train("run", *QUICK, "--shards", small_set, "--epochs", 3, "--out", tmp_path / "again")
+    assert sha256(tmp_path / "again" / "last.safetensors") == sha256(run_folder / "last.safetensors")
+    train("run", *QUICK, "--shards", small_set, "--epochs", 3, "--out", tmp_path / "other", "--seed", 1)
+    assert sha256(tmp_path / "other" / "last.safetensors") != sha256(run_folder / "last.safetensors")
+
+
+@pytest.mark.parametrize("stops_at", [0, 1, 2])
+def test_a_stopped_run_resumes_to_the_same_weights(
+    run_folder: Path, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_at: int
+) -> None:
+    out = tmp_path / "stopped"
+    step, steps = Trainer._step, []
+
+    def stops(self, *arguments):  # type: ignore[no-untyped-def]
+        steps.append(1)
+        if len(steps) > stops_at * self.steps_per_epoch + 1:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", stops)
+        train("run", *QUICK, "--shards", small_set, "--epochs", 3, "--out", out)
+    assert not (out / "metrics.json").exists()
+    result = train("run", "--model", "early_fusion", "--out", out, "--resume")
+    assert result.exit_code == 0, result.output
+    for name in ("last.safetensors", "best.safetensors"):
+        assert sha256(out / name) == sha256(run_folder / name)
+    logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (out, run_folder)]
+    assert [json.loads(line)["loss"] for line in logs[0]] == [json.loads(line)["loss"] for line in logs[1]]
+
+
+def test_resuming_with_another_flag_is_refused(run_folder: Path) -> None:
+    result = train("run", "--model", "early_fusion", "--out", run_folder, "--resume", "--lr", "0.5")
+    assert_one_clear_line(result, 2, "--lr 0.5: the run in")
+
+
+def test_resuming_on_a_changed_set_is_refused(set_copy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train("run", *QUICK, "--shards", set_copy, "--epochs", 1, "--out", out)
+    sidecar = sorted(set_copy.glob("train-*.json"))[0]
+    sidecar.write_text(sidecar.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    assert_one_clear_line(
+        train("run", "--model", "early_fusion", "--out", out, "--resume"), 2, "has changed since"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--model", "magic"], "--model magic: no such family; there are early_fusion"),
+        (["run", "--model", "early_fusion", "--resume"], "--resume: say which run with --out"),
+        (["run", "--model", "early_fusion", "--shards", "nowhere"], "nowhere: no such folder; make a shard set"),
+        (["run", "--model", "early_fusion", "--precision", "int3"], "--precision int3"),
+        (["run", "--model", "early_fusion", "--device", "abacus"], "--device abacus"),
+        (["eval", "nowhere"], "nowhere: no run here"),
+        (["models", "--size", "9"], "early_fusion needs frames of 32 pixels or more"),
+    ],
+)
+def test_mistakes_get_one_clear_line(
+    arguments: list[str], message: str, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "shards").symlink_to(small_set)
+    assert_one_clear_line(train(*arguments), 2, message)
+
+
+def test_a_run_is_not_replaced_unasked(run_folder: Path, small_set: Path, tmp_path: Path) -> None:
+    result = train("run", *QUICK, "--shards", small_set, "--out", run_folder)
+    assert_one_clear_line(result, 2, "holds a run; give another --out, --resume")
+    (tmp_path / "thesis.tex").touch()
+    result = train("run", *QUICK, "--shards", small_set, "--out", tmp_path, "--overwrite")
+    assert_one_clear_line(result, 2, "holds something that is not a run")
+
+
+def test_eval_refuses_a_set_that_the_run_does_not_fit(run_folder: Path, set_copy: Path) -> None:
+    for path in set_copy.glob("*-*.json"):
+        path.write_text(path.read_text().replace('"dogs"', '"wolves"'))
+    result = train("eval", run_folder, "--shards", set_copy)
+    assert_one_clear_line(result, 2, "the run was trained on cats, dogs")
+
+
+def test_models_lists_every_family_with_its_parameters() -> None:
+    rows = json.loads(train("models", "--json").stdout)["models"]
+    assert {row["model"]: row["parameters"] for row in rows} == {"early_fusion": 11_646_210}
+    assert rows[0]["input"] == [16, 3, 112, 112]
+    assert "11,646,210" in train("models").stdout
+
+
+def test_settings_survive_the_round_trip() -> None:
+    settings = RunSettings("early_fusion", "data/shards", TrainRecipe(lr=0.5), seed=3)
+    assert RunSettings.from_dict(json.loads(json.dumps(settings.as_dict()))) == settings
+
+
+def test_weights_that_do_not_fit_or_are_no_weights_are_named(run_folder: Path, tmp_path: Path) -> None:
+    for name in ("run.json", "checkpoint.safetensors"):
+        (tmp_path / name).write_bytes((run_folder / name).read_bytes())
+    assert_one_clear_line(train("eval", tmp_path), 2, "best.safetensors: no such file")
+    (tmp_path / "best.safetensors").write_bytes(b"\x80\x04 a pickle, perhaps")
+    assert_one_clear_line(train("eval", tmp_path), 2, "best.safetensors: cannot be read")
+    (tmp_path / "best.safetensors").write_bytes((run_folder / "checkpoint.safetensors").read_bytes())
+    assert_one_clear_line(train("eval", tmp_path), 2, "does not fit the model")
+
+
+def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.write_json(tmp_path / "a.json", {"a": 1})
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write_json(tmp_path / "a.json", {"a": 2})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
