@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.decode import DecodeError, Frame, get_decoder
 from pipeline.plan import Item, ShardTask, sample_key
 from pipeline.recipe import Recipe
-from pipeline.shards import ShardWriter, frames_of, get_format
+from pipeline.shards import ShardWriter, get_format
 from pipeline.shards.directory import Reuse, commit, file_sha256, temporary
 from pipeline.shards.sidecar import Rejected, Sample, Sidecar
 from pipeline.sources import Video
@@ -139,7 +141,7 @@ class _Filling:
 
     def _write(self, video: Video, source: str, part: _Part, key: str) -> None:
         meta = self._meta(video, key, source, part)
-        offset = self.writer.add(key, frames_of([frame.pixels for frame in part.frames]), meta)
+        offset = self.writer.add(key, np.stack([frame.pixels for frame in part.frames]), meta)
         self.samples.append(Sample(key, video.id, video.label, video.group, source, len(part.frames), offset))
 
     def _meta(self, video: Video, key: str, source: str, part: _Part) -> dict[str, Any]:

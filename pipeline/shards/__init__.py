@@ -3,7 +3,6 @@
 Adding a format: one file here, one line in FORMATS.
 """
 
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -83,8 +82,3 @@ def get_format(name: str) -> ShardFormat:
     module, _, cls = FORMATS[name].partition(":")
     shard_format: ShardFormat = getattr(import_module(module), cls)()
     return shard_format
-
-
-def frames_of(parts: Sequence[Frames]) -> Frames:
-    """A list of frames [H, W, 3] as one array [N, H, W, 3]."""
-    return np.stack(parts)
