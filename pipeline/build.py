@@ -20,7 +20,7 @@ Report = Callable[[int], None]  # called with the number of videos that are done
 
 @dataclass(frozen=True)
 class Built:
-    """What became of one task: how many videos were decoded, copied and rejected anew."""
+    """What became of one task: how many videos were decoded, copied, and rejected (those already known too)."""
 
     name: str
     decoded: int
@@ -60,7 +60,8 @@ def build_shard(task: ShardTask, report: Report, root: str, recipe: Recipe) -> B
         commit(Path(root), made, sidecar)
     finally:
         made.unlink(missing_ok=True)
-    return Built(task.name, filling.decoded, filling.copied, len(filling.rejected))
+    decoded = len(task.items) - filling.copied - len(filling.rejected)
+    return Built(task.name, decoded, filling.copied, len(filling.rejected))
 
 
 class _Filling:
@@ -71,7 +72,7 @@ class _Filling:
         self.decoder = get_decoder(recipe.decoder)
         self.samples: list[Sample] = []
         self.rejected: list[Rejected] = []
-        self.decoded = self.copied = 0
+        self.copied = 0
         self._trusted: dict[str, bool] = {}
 
     def add(self, item: Item) -> None:
@@ -84,7 +85,6 @@ class _Filling:
             self.rejected.append(_reject(item.video, known.source, known.reason, known.frames))
         else:
             self._decode(item.video)
-            self.decoded += 1
 
     def _is_sound(self, reuse: Reuse) -> bool:
         """Frames are copied only from a file with the bytes that its sidecar promised; damage ends here."""

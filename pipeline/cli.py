@@ -95,7 +95,7 @@ def build_shards(source: Path, out: Path, as_json: bool, **options: Any) -> None
         print_json({**summary, **did, "warnings": list(report.warnings)})
     else:
         print_table(
-            f"{out}: decoded {report.decoded} videos, copied {report.copied}, "
+            f"{out}: decoded {report.decoded} videos, copied {report.copied}, rejected {report.rejected}; "
             f"wrote {report.shards_written} shards, kept {report.shards_kept}",
             _summary_rows(summary),
         )

@@ -44,13 +44,14 @@ def print_table(title: str, rows: Sequence[Sequence[object]], header: Sequence[s
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", show_header=bool(header), title_style="bold")
+    table = Table(show_header=bool(header))
     for name in header or [""] * max(map(len, rows), default=1):
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     # A pipe has no width of its own: lines there are as long as they are.
     console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(Text(title, "bold"))
     console.print(table)
 
 
@@ -75,21 +76,25 @@ def progress(unit: str) -> Iterator[Stage]:
         TextColumn("ETA"),
         Remaining(),
     )
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=120) as bar:
+    bar = Progress(*columns, console=Console(stderr=True), speed_estimate_period=120)
 
-        def stage(what: str, total: int) -> Callable[[int], None]:
-            for done in bar.task_ids:
-                bar.remove_task(done)
-            task_id = bar.add_task(what, total=total, rate="")
+    def stage(what: str, total: int) -> Callable[[int], None]:
+        bar.start()  # not before there is something to show
+        for done in bar.task_ids:
+            bar.remove_task(done)
+        task_id = bar.add_task(what, total=total, rate="")
 
-            def step(count: int) -> None:
-                bar.advance(task_id, count)
-                speed = next(task.speed for task in bar.tasks if task.id == task_id)
-                bar.update(task_id, rate=f"{speed:.1f} {unit}/s" if speed else "")
+        def step(count: int) -> None:
+            bar.advance(task_id, count)
+            speed = next(task.speed for task in bar.tasks if task.id == task_id)
+            bar.update(task_id, rate=f"{speed:.1f} {unit}/s" if speed else "")
 
-            return step
+        return step
 
+    try:
         yield stage
+    finally:
+        bar.stop()
 
 
 def human_bytes(count: float) -> str:

@@ -28,10 +28,12 @@ Stage = Callable[[str, int], Callable[[int], None]]  # (what, how many) -> calle
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did: videos decoded and copied, shards written and left alone, and what to warn of."""
+    """What a build did: videos decoded, copied and rejected in the shards it wrote, shards left alone, and
+    what to warn of."""
 
     decoded: int
     copied: int
+    rejected: int
     shards_written: int
     shards_kept: int
     warnings: tuple[str, ...]
@@ -79,6 +81,7 @@ def build_set(
     return BuildReport(
         decoded=sum(shard.decoded for shard in built),
         copied=sum(shard.copied for shard in built),
+        rejected=sum(shard.rejected for shard in built),
         shards_written=len(built),
         shards_kept=len(todo.names) - len(built),
         warnings=tuple(split_warnings(videos, asked)),

@@ -112,7 +112,9 @@ def _group(video_id: str, pattern: re.Pattern[str] | None) -> str:
 def _from_folder(root: Path, pattern: re.Pattern[str] | None) -> list[Video]:
     found = sorted(_walk(root))
     if not found:
-        raise UserError(f"{root}: no videos in this folder (looked for {', '.join(sorted(VIDEO_EXTENSIONS))})")
+        raise UserError(
+            f"{root}: no videos in this folder (looked for .mp4, .avi, .mkv and {len(VIDEO_EXTENSIONS) - 3} more)"
+        )
     loose = [parts[-1] for parts in found if len(parts) == 1]
     if loose:
         raise UserError(
