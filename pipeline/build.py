@@ -12,7 +12,7 @@ from pipeline.plan import Item, ShardTask, sample_key
 from pipeline.recipe import Recipe
 from pipeline.shards import ShardWriter, get_format
 from pipeline.shards.directory import Reuse, commit, file_sha256, temporary
-from pipeline.shards.sidecar import Rejected, Sample, Sidecar
+from pipeline.shards.sidecar import Broken, Sample, Sidecar
 from pipeline.sources import Video
 
 Report = Callable[[int], None]  # called with the number of videos that are done
@@ -56,6 +56,7 @@ def build_shard(task: ShardTask, report: Report, root: str, recipe: Recipe) -> B
             sha256=file_sha256(made),
             samples=tuple(filling.samples),
             rejected=tuple(filling.rejected),
+            damaged=tuple(filling.damaged),
         )
         commit(Path(root), made, sidecar)
     finally:
@@ -71,7 +72,8 @@ class _Filling:
         self.split, self.root, self.recipe, self.writer = task.split, root, recipe, writer
         self.decoder = get_decoder(recipe.decoder)
         self.samples: list[Sample] = []
-        self.rejected: list[Rejected] = []
+        self.rejected: list[Broken] = []
+        self.damaged: list[Broken] = []
         self.copied = 0
         self._trusted: dict[str, bool] = {}
 
@@ -80,9 +82,10 @@ class _Filling:
         if item.reuse and self._is_sound(item.reuse):
             self.samples += self._copy(item.video, item.reuse)
             self.copied += 1
+            if item.damaged:
+                self.damaged.append(_broken(item.video, *_about(item.damaged)))
         elif item.rejected:
-            known = item.rejected
-            self.rejected.append(_reject(item.video, known.source, known.reason, known.frames))
+            self.rejected.append(_broken(item.video, *_about(item.rejected)))
         else:
             self._decode(item.video)
 
@@ -116,28 +119,33 @@ class _Filling:
         try:
             source = file_sha256(video.path)
         except OSError as error:
-            self.rejected.append(_reject(video, None, f"cannot be read: {error.strerror}", 0))
+            self.rejected.append(_broken(video, None, f"cannot be read: {error.strerror}", 0))
             return
         mark, before, count = self.writer.mark(), len(self.samples), 0
+        reason = ""
 
-        def counted() -> Iterator[Frame]:
-            nonlocal count
+        def until_it_breaks() -> Iterator[Frame]:
+            nonlocal count, reason
             try:
                 for frame in self.decoder.frames(video.path, self.recipe):
                     count += 1
                     yield frame
-            except DecodeError:
-                raise
+            except DecodeError as error:
+                reason = str(error)
             except Exception as error:  # whatever a decoder throws at one file, the others go on
-                raise DecodeError(f"{type(error).__name__}: {error}") from error
+                reason = f"{type(error).__name__}: {error}"
 
-        try:
-            for index, (part, is_only) in enumerate(_parts(counted(), self.recipe.max_frames)):
-                self._write(video, source, part, _part_key(video.id, index, 1 if is_only else 2))
-        except DecodeError as error:
-            self.writer.rewind(mark)
-            del self.samples[before:]
-            self.rejected.append(_reject(video, source, str(error), count))
+        for index, (part, is_only) in enumerate(_parts(until_it_breaks(), self.recipe.max_frames)):
+            self._write(video, source, part, _part_key(video.id, index, 1 if is_only else 2))
+        if not reason:
+            return
+        broken = _broken(video, source, reason, count)
+        if self.recipe.on_corrupt == "keep" and count:
+            self.damaged.append(broken)
+            return
+        self.writer.rewind(mark)
+        del self.samples[before:]
+        self.rejected.append(broken)
 
     def _write(self, video: Video, source: str, part: _Part, key: str) -> None:
         meta = self._meta(video, key, source, part)
@@ -178,5 +186,9 @@ def _part_key(video_id: str, index: int, parts: int) -> str:
     return key if parts == 1 else f"{key}#{index:04d}"
 
 
-def _reject(video: Video, source: str | None, reason: str, frames: int) -> Rejected:
-    return Rejected(video.id, video.label, video.group, source, reason, frames)
+def _broken(video: Video, source: str | None, reason: str, frames: int) -> Broken:
+    return Broken(video.id, video.label, video.group, source, reason, frames)
+
+
+def _about(broken: Broken) -> tuple[str | None, str, int]:
+    return broken.source, broken.reason, broken.frames

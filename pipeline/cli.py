@@ -64,10 +64,16 @@ def sample_videos(folder: Path, videos: int, splits: str, seed: int, overwrite: 
 @click.option("--group-by", metavar="REGEX", help="What of a path names the recording that a clip was cut from.")
 @click.option("--workers", type=click.IntRange(0), help="Processes; 0: this one. Default: one a core.")
 @click.option("--scheduler", metavar="tcp://…", help="Use this running Dask cluster instead.")
+@click.option(
+    "--on-corrupt", type=click.Choice(["reject", "keep"]), default="reject", show_default=True,
+    help="A video that breaks on the way: none of it, or the frames that came out.",
+)  # fmt: skip
+@click.option("--strict", is_flag=True, help="Exit with 1 if any video was rejected or damaged.")
+@click.option("--max-rejects", type=click.IntRange(0), metavar="N", help="Stop as soon as more are rejected.")
 @click.option("--prune", is_flag=True, help="Drop videos from the set that SRC no longer has.")
 @click.option("--overwrite", is_flag=True, help="Remove the set that stands in --out first.")
 @json_option
-def build_shards(source: Path, out: Path, as_json: bool, **options: Any) -> None:
+def build_shards(source: Path, out: Path, strict: bool, as_json: bool, **options: Any) -> None:
     """Decode the videos of SRC (default data/videos) into the shard set --out.
 
     SRC is a folder of <label>/*.mp4 or <split>/<label>/*.mp4, or a CSV with path,label[,split][,group][,key].
@@ -99,9 +105,14 @@ def build_shards(source: Path, out: Path, as_json: bool, **options: Any) -> None
             f"wrote {report.shards_written} shards, kept {report.shards_kept}",
             _summary_rows(summary),
         )
-        _print_rejections(summary)
+        _print_broken(summary)
     if not summary["videos"]:
         raise WorkFailed(f"{source}: none of its {summary['rejected']} videos could be decoded")
+    broken = summary["rejected"] + len(summary["damaged"])
+    if strict and broken:
+        raise WorkFailed(
+            f"{source}: {broken} videos were rejected or damaged (--strict); the set stands, and says which"
+        )
 
 
 @main.command()
@@ -121,7 +132,7 @@ def inspect(shards: Path, as_json: bool) -> None:
         print_json(summary)
         return
     print_table(str(shards), _summary_rows(summary))
-    _print_rejections(summary)
+    _print_broken(summary)
 
 
 def _build_settings(options: dict[str, Any]) -> dict[str, Any]:
@@ -145,9 +156,11 @@ def _build_settings(options: dict[str, Any]) -> dict[str, Any]:
         fit=options["fit"],
         decoder=options["decoder"],
         max_frames=options["max_frames"],
+        on_corrupt=options["on_corrupt"],
     )
     workers = options["workers"] if options["workers"] is not None else _cores()
-    passed = {name: options[name] for name in ("split_seed", "group_by", "scheduler", "prune", "overwrite")}
+    names = ("split_seed", "group_by", "scheduler", "max_rejects", "prune", "overwrite")
+    passed = {name: options[name] for name in names}
     per_shard = options["videos_per_shard"]
     return {"recipe": recipe, "val": val, "test": test, "workers": workers, "per_shard": per_shard, **passed}
 
@@ -183,7 +196,8 @@ def _summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _print_rejections(summary: dict[str, Any]) -> None:
-    rows = [(entry["video"], entry["reason"], entry["frames"]) for entry in summary["rejections"]]
-    if rows:
-        print_table("rejected", rows, ("video", "reason", "frames before"))
+def _print_broken(summary: dict[str, Any]) -> None:
+    for title, entries in (("rejected", summary["rejections"]), ("damaged, kept in part", summary["damaged"])):
+        rows = [(entry["video"], entry["reason"], entry["frames"]) for entry in entries]
+        if rows:
+            print_table(title, rows, ("video", "reason", "frames before"))

@@ -58,12 +58,14 @@ def build_set(
     scheduler: str | None = None,
     prune: bool = False,
     overwrite: bool = False,
+    max_rejects: int | None = None,
     stage: Stage = no_stage,
 ) -> BuildReport:
     """Make the set at `root` hold the videos of `source`, and exactly those.
 
     What stands already is kept: frames whose source bytes are the same are copied, never decoded again.
-    Raises `UserError` for wrong use, `WorkFailed` where shards could not be written.
+    Raises `UserError` for wrong use, `WorkFailed` where shards could not be written, or where more than
+    `max_rejects` videos were rejected: the shards that were finished by then stay.
     """
     listed = list_videos(source, group_by)
     videos = assign_splits(listed, val, test, split_seed)
@@ -74,7 +76,7 @@ def build_set(
     digests = read_digests(videos, stage) if standing.frames or standing.shards else {}
     _refuse_to_lose(videos, digests, standing, source, prune)
     todo = plan(videos, digests, standing, per_shard)
-    built = _carry_out(todo, standing, root, recipe, workers, scheduler, stage)
+    built = _carry_out(todo, standing, root, recipe, workers, scheduler, max_rejects, stage)
     sweep_surplus(root, recipe, set(todo.names))
     sweep_abandoned(root)
     asked = {} if any(video.split for video in listed) else {"val": val, "test": test}
@@ -116,6 +118,14 @@ def _refuse_to_lose(
         )
 
 
+def _stop_at(max_rejects: int | None, rejected: int) -> None:
+    if max_rejects is not None and rejected > max_rejects:
+        raise WorkFailed(
+            f"stopped: {rejected} videos were rejected, --max-rejects is {max_rejects}; `prep inspect` says which "
+            "and why, and the finished shards stay"
+        )
+
+
 def _carry_out(
     todo: Plan,
     standing: Standing,
@@ -123,6 +133,7 @@ def _carry_out(
     recipe: Recipe,
     workers: int,
     scheduler: str | None,
+    max_rejects: int | None,
     stage: Stage,
 ) -> list[Built]:
     if not todo.tasks:
@@ -135,6 +146,7 @@ def _carry_out(
     for task, result in cluster.run(work, tasks, step, workers=workers, scheduler=scheduler):
         if isinstance(result, Built):
             built.append(result)
+            _stop_at(max_rejects, sum(shard.rejected for shard in built))
         else:
             failed.append(f"{task.name}: {type(result).__name__}: {result}")
     if failed:

@@ -11,21 +11,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.shards.directory import Reuse, Standing, shard_name
-from pipeline.shards.sidecar import Rejected, Sample, Sidecar
+from pipeline.shards.sidecar import Broken, Sample, Sidecar
 from pipeline.sources import Video
 
 
 @dataclass(frozen=True)
 class Item:
-    """One video of a shard to be written: reused, known to be bad, or (neither) to be decoded.
+    """One video of a shard to be written: reused, known to be rejected, or (neither) to be decoded.
 
-    `source`: SHA-256 of its bytes, None where they were not read yet or cannot be.
+    `source`: SHA-256 of its bytes, None where they were not read yet or cannot be. `damaged`: what is known of
+    the break behind the frames in `reuse`.
     """
 
     video: Video
     source: str | None = None
     reuse: Reuse | None = None
-    rejected: Rejected | None = None
+    rejected: Broken | None = None
+    damaged: Broken | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def plan(videos: Sequence[Video], digests: Mapping[str, str], standing: Standing
 def _holds(sidecar: Sidecar | None, buckets: int, videos: list[Video], digests: Mapping[str, str]) -> bool:
     if sidecar is None or sidecar.buckets != buckets:
         return False
-    entries: list[Sample | Rejected] = [*sidecar.samples, *sidecar.rejected]
+    entries: list[Sample | Broken] = [*sidecar.samples, *sidecar.rejected]
     stands = {entry.video: (entry.label, entry.group, entry.source) for entry in entries}
     return stands == {video.id: (video.label, video.group, digests.get(video.id)) for video in videos}
 
@@ -138,7 +140,7 @@ def _item(video: Video, source: str | None, name: str, standing: Standing) -> It
     if places:
         own = standing.shards[name].shard if name in standing.shards else ""
         place = min(places, key=lambda place: (place.file != own, place.file))
-        return Item(video, source, reuse=place)
+        return Item(video, source, reuse=place, damaged=standing.damaged.get(source))
     return Item(video, source, rejected=standing.rejected.get(source))
 
 

@@ -12,14 +12,16 @@ from pipeline.errors import UserError
 RECIPE_FILE = "recipe.json"
 CONTRACT = 1  # version of docs/format.md; part of the fingerprint
 FITS = ("stretch", "crop", "pad")
+ON_CORRUPT = ("reject", "keep")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What was asked of every video of a set.
 
-    `fps` is exact (30000/1001 stays that), `width` and `height` are pixels of a stored frame, and
-    `max_frames` is the longest sample: longer videos become several samples.
+    `fps` is exact (30000/1001 stays that), `width` and `height` are pixels of a stored frame,
+    `max_frames` is the longest sample (longer videos become several), and `on_corrupt` says whether a video
+    that breaks on the way is rejected whole or keeps the frames that came out.
     """
 
     fps: Fraction = Fraction(5)
@@ -30,6 +32,7 @@ class Recipe:
     format: str = "webdataset"
     codec: str = "raw"
     max_frames: int = 1024
+    on_corrupt: str = "reject"
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as JSON takes it."""
@@ -53,6 +56,7 @@ class Recipe:
                 format=str(values["format"]),
                 codec=str(values["codec"]),
                 max_frames=int(values["max_frames"]),
+                on_corrupt=str(values["on_corrupt"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{RECIPE_FILE}: not a recipe: {error}") from error

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from pipeline.shards.index import ShardSet
+from pipeline.shards.sidecar import Broken
 
 
 def summarize(shard_set: ShardSet) -> dict[str, Any]:
@@ -12,6 +13,7 @@ def summarize(shard_set: ShardSet) -> dict[str, Any]:
     sidecars = shard_set.sidecars
     samples = [(sidecar.split, sample) for sidecar in sidecars for sample in sidecar.samples]
     rejected = [entry for sidecar in sidecars for entry in sidecar.rejected]
+    damaged = [entry for sidecar in sidecars for entry in sidecar.damaged]
     videos = {sample.video: (split, sample) for split, sample in samples}
     groups, sources = defaultdict(set), defaultdict(set)
     for split, sample in videos.values():
@@ -35,11 +37,14 @@ def summarize(shard_set: ShardSet) -> dict[str, Any]:
         "groups": len(groups),
         "groups_across_splits": sorted(group for group, splits in groups.items() if len(splits) > 1),
         "same_bytes": sorted(sorted(names) for names in sources.values() if len(names) > 1),
-        "rejections": [
-            {"video": entry.video, "reason": entry.reason, "frames": entry.frames} for entry in rejected
-        ],
+        "rejections": _reasons(rejected),
+        "damaged": _reasons(damaged),
         "unfinished": shard_set.unfinished,
         "fingerprint": recipe.fingerprint,
         "digest": hashlib.sha256(hashes.encode()).hexdigest()[:16],
         "shards": len(sidecars),
     }
+
+
+def _reasons(broken: list[Broken]) -> list[dict[str, Any]]:
+    return [{"video": entry.video, "reason": entry.reason, "frames": entry.frames} for entry in broken]

@@ -55,8 +55,10 @@ def write_video(
     size: tuple[int, int] = (64, 48),
     options: dict[str, str] | None = None,
     salt: int = 0,
+    picture: NDArray[np.uint8] | None = None,
 ) -> Path:
-    """A video of numbered pictures; `pts` in units of 1/rate seconds, where they are not 0, 1, 2, …"""
+    """A video of numbered pictures (or one `picture` all along); `pts` in units of 1/rate seconds, where they
+    are not 0, 1, 2, …"""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(rate), options=options or {})
@@ -66,11 +68,25 @@ def write_video(
         stream.codec_context.time_base = Fraction(1, rate)
         stream.codec_context.thread_count = 1
         for number, time in enumerate(pts if pts is not None else range(frames)):
-            frame = av.VideoFrame.from_ndarray(picture_number(number + salt, *size), "rgb24")
+            shown = picture_number(number + salt, *size) if picture is None else picture
+            frame = av.VideoFrame.from_ndarray(shown, "rgb24")
             frame.pts, frame.time_base = time, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def replace_packet(source: Path, copy: Path, number: int, content: bytes) -> Path:
+    """A copy of the video in which one packet holds one byte over and over."""
+    with av.open(str(source)) as container, av.open(str(copy), "w") as output:
+        stream = container.streams.video[0]
+        output_stream = output.add_stream_from_template(stream)
+        for index, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
+            if index == number:
+                packet.update(content * packet.size)
+            packet.stream = output_stream
+            output.mux(packet)
+    return copy
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from conftest import set_bytes, write_video
+from conftest import replace_packet, set_bytes, write_video
 
 from pipeline.decode import get_decoder
 from pipeline.driver import BuildReport, build_set
@@ -275,3 +275,42 @@ def test_a_full_disk_fails_the_shard_and_blames_no_video(
             build(labelled_videos, tmp_path / "set")
     build(labelled_videos, tmp_path / "set")
     assert summarize(read_set(tmp_path / "set"))["rejected"] == 0
+
+
+def broken_video(whole: Path) -> Path:
+    """A video with a packet in its middle that no decoder takes."""
+    return replace_packet(whole, whole.with_name("broken.mkv"), 60, b"\xff")
+
+
+def test_a_broken_video_is_rejected_whole_or_kept_as_far_as_it_came(labelled_videos: Path, tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.mkv", frames=120, codec="libvpx-vp9")
+    broken_video(whole).rename(labelled_videos / "cats" / "broken.mkv")
+    build(labelled_videos, tmp_path / "rejected")
+    build(labelled_videos, tmp_path / "kept", recipe=replace(SMALL, on_corrupt="keep"))
+    rejected, kept = (summarize(read_set(tmp_path / name)) for name in ("rejected", "kept"))
+    assert (rejected["videos"], kept["videos"]) == (8, 9)
+    assert rejected["rejections"] == kept["damaged"]
+    (entry,) = kept["damaged"]
+    assert entry["video"] == "cats/broken.mkv" and "breaks while decoding" in entry["reason"]
+    assert len(frames_by_video(tmp_path / "kept")["cats/broken.mkv"]) == entry["frames"] * 32 * 32 * 3
+
+
+def test_what_is_known_of_a_damaged_video_goes_with_its_frames(labelled_videos: Path, tmp_path: Path) -> None:
+    keep = replace(SMALL, on_corrupt="keep")
+    whole = write_video(tmp_path / "whole.mkv", frames=120, codec="libvpx-vp9")
+    broken_video(whole).rename(labelled_videos / "cats" / "broken.mkv")
+    build(labelled_videos, tmp_path / "set", recipe=keep)
+    (labelled_videos / "cats").rename(labelled_videos / "lions")
+    assert build(labelled_videos, tmp_path / "set", recipe=keep).decoded == 0
+    (entry,) = summarize(read_set(tmp_path / "set"))["damaged"]
+    assert entry["video"] == "lions/broken.mkv"
+
+
+def test_too_many_rejects_stop_the_build_and_keep_what_was_done(labelled_videos: Path, tmp_path: Path) -> None:
+    for number in range(6):
+        (labelled_videos / "cats" / f"text{number}.mp4").write_text(f"not a video {number}")
+    with pytest.raises(WorkFailed, match="--max-rejects is 2"):
+        build(labelled_videos, tmp_path / "set", max_rejects=2)
+    assert 0 < len(list((tmp_path / "set").glob("*.tar"))) < 8
+    build(labelled_videos, tmp_path / "set", max_rejects=6)
+    assert summarize(read_set(tmp_path / "set"))["rejected"] == 6

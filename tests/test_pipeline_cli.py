@@ -111,3 +111,10 @@ def test_every_command_explains_itself_with_an_example() -> None:
     for command in main.commands.values():
         assert command.help and "Example:" in command.help
         assert all(getattr(param, "help", "") or param.param_type_name == "argument" for param in command.params)
+
+
+def test_strict_fails_when_a_video_was_rejected(labelled_videos: Path, tmp_path: Path) -> None:
+    (labelled_videos / "cats" / "text.mp4").write_text("not a video")
+    result = prep("build-shards", labelled_videos, "--out", tmp_path / "set", "--workers", 0, "--strict")
+    assert_one_clear_line(result, 1, "1 videos were rejected or damaged (--strict)")
+    assert json.loads(prep("inspect", tmp_path / "set", "--json").stdout)["videos"] == 8

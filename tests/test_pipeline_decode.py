@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import write_video
+from conftest import replace_packet, write_video
 
 from pipeline.decode import DecodeError, Frame, get_decoder
 from pipeline.decode.geometry import finish, place
@@ -102,17 +102,14 @@ def test_what_is_no_video_gives_a_reason(tmp_path: Path, decoder: str, content: 
         list(get_decoder(decoder).frames(str(tmp_path / "a.mp4"), SMALL))
 
 
-def replace_packet(source: Path, copy: Path, number: int, content: bytes) -> Path:
-    """A copy of the video in which one packet holds one byte over and over."""
-    with av.open(str(source)) as container, av.open(str(copy), "w") as output:
-        stream = container.streams.video[0]
-        output_stream = output.add_stream_from_template(stream)
-        for index, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
-            if index == number:
-                packet.update(content * packet.size)
-            packet.stream = output_stream
-            output.mux(packet)
-    return copy
+def test_the_fields_of_an_interlaced_frame_are_scaled_as_one_picture(tmp_path: Path) -> None:
+    comb = np.zeros((48, 64, 3), np.uint8)
+    comb[::2] = 255
+    path = write_video(tmp_path / "a.mp4", picture=comb, options={"x264-params": "interlaced=1", "crf": "1"})
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).interlaced_frame
+    pixels = next(get_decoder("pyav").frames(str(path), Recipe(width=32, height=24))).pixels
+    assert np.abs(pixels.astype(int) - 128).max() < 20
 
 
 def test_damage_in_the_middle_gives_a_reason_and_what_came_before(tmp_path: Path) -> None:

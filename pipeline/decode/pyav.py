@@ -15,6 +15,7 @@ from typing import Any
 
 import av
 from av.container import InputContainer
+from av.filter import Graph
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
@@ -212,6 +213,20 @@ def _timed(frames: Iterable[av.VideoFrame], period: int) -> Iterator[tuple[int, 
         yield pts, frame.duration or None, frame
 
 
+def _progressive(stream: VideoStream) -> Graph:
+    """Says of an interlaced frame that it is none. swscale would scale its two fields apart, and a small
+    picture would show both moments in turns, line by line; scaled as one, the moments are blended."""
+    graph = Graph()
+    graph.link_nodes(graph.add_buffer(template=stream), graph.add("setfield", "prog"), graph.add("buffersink"))
+    graph.configure()
+    return graph
+
+
+def _through(graph: Graph, frame: av.VideoFrame) -> av.VideoFrame:
+    graph.vpush(frame)
+    return graph.vpull()
+
+
 def _time_base(stream: VideoStream) -> Fraction:
     return stream.time_base or Fraction(1, 1000)
 
@@ -232,7 +247,13 @@ def _converter(stream: VideoStream, recipe: Recipe) -> Callable[[av.VideoFrame, 
     def placed(width: int, height: int, rotation: int) -> Placement:
         return place(width, height, aspect, round(rotation / 90), recipe)
 
+    graph: Graph | None = None
+
     def convert(frame: av.VideoFrame, pts: int) -> Frame:
+        nonlocal graph
+        if frame.interlaced_frame:
+            graph = graph or _progressive(stream)
+            frame = _through(graph, frame)
         placement = placed(frame.width, frame.height, frame.rotation)
         width, height = placement.scaled
         shrinks = width <= frame.width and height <= frame.height

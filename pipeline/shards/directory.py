@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.recipe import RECIPE_FILE, Recipe, read_recipe, recipe_text
 from pipeline.shards import get_format
-from pipeline.shards.sidecar import Rejected, Sample, Sidecar, parse_sidecar
+from pipeline.shards.sidecar import Broken, Sample, Sidecar, parse_sidecar
 
 SIDECAR = ".json"
 TEMPORARY = ".tmp-"
@@ -48,7 +48,8 @@ class Standing:
 
     shards: dict[str, Sidecar] = field(default_factory=dict)
     frames: dict[str, list[Reuse]] = field(default_factory=dict)
-    rejected: dict[str, Rejected] = field(default_factory=dict)
+    rejected: dict[str, Broken] = field(default_factory=dict)
+    damaged: dict[str, Broken] = field(default_factory=dict)
 
     def learn(self, file: str, sidecar: Sidecar) -> None:
         """Remember where the frames in the shard `file` (relative to the set) come from."""
@@ -57,9 +58,8 @@ class Standing:
             videos.setdefault((sample.source, sample.video), []).append(sample)
         for (source, _), samples in videos.items():
             self.frames.setdefault(source, []).append(Reuse(file, sidecar.sha256, tuple(samples)))
-        for rejected in sidecar.rejected:
-            if rejected.source:
-                self.rejected[rejected.source] = rejected
+        for known, found in ((self.rejected, sidecar.rejected), (self.damaged, sidecar.damaged)):
+            known.update({broken.source: broken for broken in found if broken.source})
 
 
 def open_set(root: Path, recipe: Recipe, *, overwrite: bool = False) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pipeline.errors import UserError
 
-EntryT = TypeVar("EntryT", "Sample", "Rejected")
+EntryT = TypeVar("EntryT", "Sample", "Broken")
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,11 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """A video that gave no sample: the reason, and how many frames came out before it broke."""
+class Broken:
+    """A video that could not be decoded to its end: the reason, and how many frames came out.
+
+    In `Sidecar.rejected` it gave no sample; in `Sidecar.damaged` its frames were kept (`--on-corrupt keep`).
+    """
 
     video: str
     label: str
@@ -55,12 +58,13 @@ class Sidecar:
     bytes: int
     sha256: str
     samples: tuple[Sample, ...]
-    rejected: tuple[Rejected, ...]
+    rejected: tuple[Broken, ...]
+    damaged: tuple[Broken, ...] = ()
 
     def text(self) -> str:
         """What stands in the file: a line a sample, so that two sidecars can be compared by eye."""
         fields = asdict(self)
-        lists = {name: fields.pop(name) for name in ("samples", "rejected")}
+        lists = {name: fields.pop(name) for name in ("samples", "rejected", "damaged")}
         head = json.dumps(fields, indent=1)[:-2]
         rows = ",\n".join(f' "{name}": [{_rows(entries)}]' for name, entries in lists.items())
         return f"{head},\n{rows}\n}}\n"
@@ -76,8 +80,9 @@ def parse_sidecar(text: str, name: str) -> Sidecar:
     try:
         fields = json.loads(text)
         samples = tuple(_entry(Sample, entry) for entry in fields.pop("samples"))
-        rejected = tuple(_entry(Rejected, entry) for entry in fields.pop("rejected"))
-        sidecar = Sidecar(**fields, samples=samples, rejected=rejected)
+        rejected = tuple(_entry(Broken, entry) for entry in fields.pop("rejected"))
+        damaged = tuple(_entry(Broken, entry) for entry in fields.pop("damaged"))
+        sidecar = Sidecar(**fields, samples=samples, rejected=rejected, damaged=damaged)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{name}: not a sidecar of a shard: {error}") from error
     if "/" in sidecar.shard or "\\" in sidecar.shard or sidecar.shard.startswith("."):
