@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.decode import DecodeError, Frame, get_decoder
+from pipeline.errors import UserError
 from pipeline.plan import Item, ShardTask, sample_key
 from pipeline.recipe import Recipe
 from pipeline.shards import ShardWriter, get_format
@@ -79,11 +80,8 @@ class _Filling:
 
     def add(self, item: Item) -> None:
         """One video: copied where its frames stand and are sound, else decoded, else rejected."""
-        if item.reuse and self._is_sound(item.reuse):
-            self.samples += self._copy(item.video, item.reuse)
+        if item.reuse and self._copy(item, item.reuse):
             self.copied += 1
-            if item.damaged:
-                self.damaged.append(_broken(item.video, *_about(item.damaged)))
         elif item.rejected:
             self.rejected.append(_broken(item.video, *_about(item.rejected)))
         else:
@@ -98,28 +96,34 @@ class _Filling:
                 self._trusted[reuse.file] = False
         return self._trusted[reuse.file]
 
-    def _copy(self, video: Video, reuse: Reuse) -> list[Sample]:
-        """Frames that stand already, under the video's present name, label and split."""
-        samples = []
-        with get_format(self.recipe.format).open(self.root / reuse.file, self.recipe) as reader:
-            for index, old in enumerate(reuse.samples):
-                key = _part_key(video.id, index, len(reuse.samples))
-                names: dict[str, Any] = {
-                    "key": key,
-                    "video": video.id,
-                    "label": video.label,
-                    "group": video.group,
-                }
-                meta = {**reader.meta(old), **names, "split": self.split}
-                offset = self.writer.add(key, reader.frames(old), meta)
-                samples.append(replace(old, **names, offset=offset))
-        return samples
+    def _copy(self, item: Item, reuse: Reuse) -> bool:
+        """Frames that stand already, under the video's present name, label and split; False if they are gone."""
+        if not self._is_sound(reuse):
+            return False
+        video, mark, before = item.video, self.writer.mark(), len(self.samples)
+        try:
+            with get_format(self.recipe.format).open(self.root / reuse.file, self.recipe) as reader:
+                for index, old in enumerate(reuse.samples):
+                    key = _part_key(video.id, index, len(reuse.samples))
+                    names: dict[str, Any] = {
+                        "key": key, "video": video.id, "label": video.label, "group": video.group,
+                    }  # fmt: skip
+                    meta = {**reader.meta(old), **names, "split": self.split}
+                    offset = self.writer.add(key, reader.frames(old), meta)
+                    self.samples.append(replace(old, **names, offset=offset))
+        except UserError:  # another builder has replaced the shard: the source still has the frames
+            self.writer.rewind(mark)
+            del self.samples[before:]
+            return False
+        if item.damaged:
+            self.damaged.append(_broken(video, *_about(item.damaged)))
+        return True
 
     def _decode(self, video: Video) -> None:
         try:
-            source = file_sha256(video.path)
-        except OSError as error:
-            self.rejected.append(_broken(video, None, f"cannot be read: {error.strerror}", 0))
+            source, size = file_sha256(video.path), Path(video.path).stat().st_size
+        except (OSError, ValueError) as error:
+            self.rejected.append(_broken(video, None, f"cannot be read: {getattr(error, 'strerror', error)}", 0))
             return
         mark, before, count = self.writer.mark(), len(self.samples), 0
         reason = ""
@@ -132,11 +136,13 @@ class _Filling:
                     yield frame
             except DecodeError as error:
                 reason = str(error)
+            except MemoryError:
+                raise  # the machine's fault, not the video's
             except Exception as error:  # whatever a decoder throws at one file, the others go on
                 reason = f"{type(error).__name__}: {error}"
 
         for index, (part, is_only) in enumerate(_parts(until_it_breaks(), self.recipe.max_frames)):
-            self._write(video, source, part, _part_key(video.id, index, 1 if is_only else 2))
+            self._write(video, (source, size), part, _part_key(video.id, index, 1 if is_only else 2))
         if not reason:
             return
         broken = _broken(video, source, reason, count)
@@ -147,12 +153,12 @@ class _Filling:
         del self.samples[before:]
         self.rejected.append(broken)
 
-    def _write(self, video: Video, source: str, part: _Part, key: str) -> None:
+    def _write(self, video: Video, source: tuple[str, int], part: _Part, key: str) -> None:
         meta = self._meta(video, key, source, part)
         offset = self.writer.add(key, np.stack([frame.pixels for frame in part.frames]), meta)
-        self.samples.append(Sample(key, video.id, video.label, video.group, source, len(part.frames), offset))
+        self.samples.append(Sample(key, video.id, video.label, video.group, source[0], len(part.frames), offset))
 
-    def _meta(self, video: Video, key: str, source: str, part: _Part) -> dict[str, Any]:
+    def _meta(self, video: Video, key: str, source: tuple[str, int], part: _Part) -> dict[str, Any]:
         """What the shard says of a sample beside its frames; docs/format.md explains each field."""
         return {
             "key": key,
@@ -160,7 +166,7 @@ class _Filling:
             "label": video.label,
             "group": video.group,
             "split": self.split,
-            "source": {"sha256": source, "bytes": Path(video.path).stat().st_size},
+            "source": {"sha256": source[0], "bytes": source[1]},
             "fps": str(self.recipe.fps),
             "first": part.first,
             "time_base": str(part.frames[0].time_base),

@@ -17,7 +17,6 @@ Report = Callable[[int], None]
 Work = Callable[[TaskT, Report], ResultT]
 
 PROGRESS = "reelcache-progress"
-RETRIES = 2  # a worker that is killed costs one
 
 
 def run(
@@ -50,12 +49,13 @@ def _run_on(
     from distributed import as_completed
 
     client.subscribe_topic(PROGRESS, lambda event: report(event[1]))
-    futures = {
-        client.submit(partial(_work_there, work), task, pure=False, retries=RETRIES): task for task in tasks
-    }
+    futures = {client.submit(partial(_work_there, work), task, pure=False): task for task in tasks}
     for future in as_completed(futures):
-        error = future.exception()
-        yield futures[future], future.result() if error is None else error
+        try:
+            result = future.result()
+        except Exception as error:  # the work's own, a worker that died too often, a scheduler that went away
+            result = error
+        yield futures[future], result
         future.release()
 
 

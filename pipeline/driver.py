@@ -14,12 +14,13 @@ from pipeline.plan import Plan, assign_splits, lost_videos, plan, redirect, spli
 from pipeline.recipe import Recipe
 from pipeline.shards.directory import (
     Standing,
+    begin,
+    end,
     file_sha256,
     open_set,
     scan,
     snapshot,
     sweep_abandoned,
-    sweep_surplus,
 )
 from pipeline.sources import Video, list_videos
 
@@ -58,6 +59,7 @@ def build_set(
     scheduler: str | None = None,
     prune: bool = False,
     overwrite: bool = False,
+    retry_rejected: bool = False,
     max_rejects: int | None = None,
     stage: Stage = no_stage,
 ) -> BuildReport:
@@ -67,7 +69,8 @@ def build_set(
     Raises `UserError` for wrong use, `WorkFailed` where shards could not be written, or where more than
     `max_rejects` videos were rejected: the shards that were finished by then stay.
     """
-    listed = list_videos(source, group_by)
+    # Absolute: the workers of a running cluster stand in folders of their own.
+    listed = list_videos(source.absolute(), group_by)
     videos = assign_splits(listed, val, test, split_seed)
     open_set(root, recipe, overwrite=overwrite)
     sweep_abandoned(root)
@@ -75,9 +78,12 @@ def build_set(
     # A set that starts from nothing has nothing to compare with: its workers read each source once.
     digests = read_digests(videos, stage) if standing.frames or standing.shards else {}
     _refuse_to_lose(videos, digests, standing, source, prune)
+    if retry_rejected:
+        standing.forget_rejected()
     todo = plan(videos, digests, standing, per_shard)
+    before = begin(root)
     built = _carry_out(todo, standing, root, recipe, workers, scheduler, max_rejects, stage)
-    sweep_surplus(root, recipe, set(todo.names))
+    end(root, before, set(todo.names))
     sweep_abandoned(root)
     asked = {} if any(video.split for video in listed) else {"val": val, "test": test}
     return BuildReport(
@@ -113,7 +119,7 @@ def _refuse_to_lose(
     lost = lost_videos(videos, digests, standing)
     if lost and not prune:
         raise UserError(
-            f"{len(lost)} videos of the set are no longer in {source}, the first is {lost[0]}: "
+            f"{len(lost)} videos of the set are no longer in {source} or cannot be read, the first is {lost[0]}: "
             "pass --prune to drop them from the set, or give another --out for another set"
         )
 

@@ -11,3 +11,7 @@ class WorkFailed(UserError):
     """The use was right and the work failed. The commands exit with 1."""
 
     exit_code = 1
+
+
+class DecodeError(Exception):
+    """A video that cannot be decoded. Its text is the reason that the sidecar records."""

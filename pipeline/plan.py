@@ -168,14 +168,15 @@ def redirect(task: ShardTask, moved: Mapping[str, str]) -> ShardTask:
 
 
 def lost_videos(videos: Sequence[Video], digests: Mapping[str, str], standing: Standing) -> list[str]:
-    """Videos whose frames stand in the set and that the source has no longer, neither by id nor by bytes."""
-    listed, contents = {video.id for video in videos}, set(digests.values())
+    """Videos whose frames stand in the set and whose source cannot be read any longer: neither its id nor, under
+    another id, its bytes."""
+    readable, contents = {video.id for video in videos if video.id in digests}, set(digests.values())
     return sorted(
         {
             sample.video
             for sidecar in standing.shards.values()
             for sample in sidecar.samples
-            if sample.video not in listed and sample.source not in contents
+            if sample.video not in readable and sample.source not in contents
         }
     )
 

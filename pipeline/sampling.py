@@ -10,7 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import TypeVar
 
+from pipeline.errors import DecodeError
+
 FrameT = TypeVar("FrameT")
+LONGEST_SECONDS = 3600  # that one frame may be displayed: beyond, a clock has jumped
+LONGEST_SECONDS = 3600  # that one frame may be displayed: beyond, a clock has jumped
 
 
 def slot(ticks: int, time_base: Fraction, fps: Fraction) -> int:
@@ -24,13 +28,21 @@ def displays(pts: Sequence[int], end: int, time_base: Fraction, fps: Fraction) -
 
     `pts`: strictly increasing, in units of `time_base` seconds; `end`: when the last frame disappears.
     Zero: nobody keeps that frame. Two or more: the video is slower than `fps` and the frame repeats, as a
-    player shows it. The first frame always fills at least one slot.
+    player shows it. The first frame always fills at least one slot. Raises `DecodeError` where a frame would be
+    shown for longer than `LONGEST_SECONDS`.
     """
     if not pts:
         return []
     starts = [slot(p - pts[0], time_base, fps) for p in pts]
     starts.append(max(1, starts[-1], slot(end - pts[0], time_base, fps)))
-    return [after - start for start, after in itertools.pairwise(starts)]
+    return [_plausible(after - start, fps) for start, after in itertools.pairwise(starts)]
+
+
+def _plausible(slots: int, fps: Fraction) -> int:
+    """One jump of a camera's clock must not fill a disk with the same frame. Raises `DecodeError`."""
+    if slots > 1 and slots > LONGEST_SECONDS * fps:
+        raise DecodeError(f"its timestamps jump: one frame would be shown for {float(slots / fps):,.0f} seconds")
+    return slots
 
 
 def end_of(last: int, duration: int | None, before: int | None, period: int) -> int:
@@ -59,7 +71,7 @@ def keep_displayed(
             origin = pts
         elif pts > held[0]:
             assert origin is not None
-            slots = slot(pts - origin, time_base, fps) - slot(held[0] - origin, time_base, fps)
+            slots = _plausible(slot(pts - origin, time_base, fps) - slot(held[0] - origin, time_base, fps), fps)
             if slots:
                 yield held[0], held[2], slots
             before = held[0]
@@ -67,7 +79,7 @@ def keep_displayed(
     if held is not None and origin is not None:
         end = end_of(held[0], held[1], before, period)
         first = slot(held[0] - origin, time_base, fps)
-        slots = max(1, first, slot(end - origin, time_base, fps)) - first
+        slots = _plausible(max(1, first, slot(end - origin, time_base, fps)) - first, fps)
         if slots:
             yield held[0], held[2], slots
 

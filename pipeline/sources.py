@@ -106,7 +106,7 @@ def _group(video_id: str, pattern: re.Pattern[str] | None) -> str:
     found = pattern.search(video_id) if pattern else None
     if not found:
         return video_id
-    return next((part for part in found.groups() if part), found.group())
+    return next((part for part in found.groups() if part), found.group()) or video_id
 
 
 def _from_folder(root: Path, pattern: re.Pattern[str] | None) -> list[Video]:
@@ -121,7 +121,14 @@ def _from_folder(root: Path, pattern: re.Pattern[str] | None) -> list[Video]:
             f"{root}: {loose[0]} stands outside a label folder ({len(loose)} such); "
             "sort videos into <label>/ folders, or give a CSV with path,label"
         )
-    by_split = all(parts[0].lower() in SPLIT_FOLDERS for parts in found)
+    tops = {parts[0] for parts in found}
+    splits = {top for top in tops if top.lower() in SPLIT_FOLDERS}
+    if splits and splits != tops:
+        raise UserError(
+            f"{root}: {sorted(splits)[0]} looks like a split, {sorted(tops - splits)[0]} like a label; "
+            "lay them out as <split>/<label>/*.mp4 or as <label>/*.mp4, or give a CSV"
+        )
+    by_split = bool(splits)
     unlabelled = [parts for parts in found if by_split and len(parts) == 2]
     if unlabelled:
         raise UserError(
@@ -139,8 +146,18 @@ def _from_folder(root: Path, pattern: re.Pattern[str] | None) -> list[Video]:
 
 def _walk(root: Path) -> Iterator[tuple[str, ...]]:
     """Every video below `root`, as the parts of its relative path; hidden files and folders left out."""
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+    seen: set[str] = set()  # a link may lead back to where it stands
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         parents = Path(folder).relative_to(root).parts
         for name in names:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS:
@@ -177,6 +194,8 @@ def _from_row(csv_path: Path, line: int, row: dict[str, str | None], pattern: re
 
     if not cell("path") or not cell("label"):
         raise refuse("path or label is empty")
+    if "\0" in cell("path"):
+        raise refuse("path has a NUL byte")
     for name in ("label", "group", "key"):
         if cell(name) and not NAME_PATTERN.fullmatch(cell(name)):
             raise refuse(f"{name} has control characters or more than 200 characters")

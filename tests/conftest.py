@@ -1,7 +1,12 @@
 """Tiny videos and sets, made on the fly; the shared real clips, where they are."""
 
+import json
 import shutil
-from collections.abc import Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -118,3 +123,25 @@ def set_copy(small_set: Path, tmp_path: Path) -> Path:
 def set_bytes(root: Path) -> dict[str, bytes]:
     """Every file of a set, hidden ones too."""
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@contextmanager
+def dask_cluster(folder: Path, workers: int) -> Iterator[str]:
+    """A scheduler and workers as processes of their own, in a folder of their own; yields the address."""
+    address_file = folder / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    quiet = {"cwd": "/", "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    local = ["--host", "127.0.0.1", "--scheduler-file", str(address_file), "--no-dashboard"]
+    processes = [subprocess.Popen([*dask, "scheduler", *local, "--port", "0"], **quiet)]  # type: ignore[call-overload]
+    scratch = ["--nthreads", "1", "--local-directory", str(folder)]
+    join = ["--scheduler-file", str(address_file), "--no-dashboard", "--host", "127.0.0.1", *scratch]
+    try:
+        while not address_file.exists() or not address_file.read_text().endswith("}"):
+            assert processes[0].poll() is None, "the scheduler did not start"
+            time.sleep(0.05)
+        processes += [subprocess.Popen([*dask, "worker", *join], **quiet) for _ in range(workers)]  # type: ignore[call-overload]
+        yield json.loads(address_file.read_text())["address"]
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait()

@@ -8,14 +8,14 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from conftest import replace_packet, set_bytes, write_video
+from conftest import dask_cluster, replace_packet, set_bytes, write_video
 
 from pipeline.decode import get_decoder
 from pipeline.driver import BuildReport, build_set
 from pipeline.errors import UserError, WorkFailed
 from pipeline.recipe import Recipe
 from pipeline.shards import get_format
-from pipeline.shards.directory import STALE, scan, snapshot, temporary
+from pipeline.shards.directory import STALE, begin, end, scan, snapshot, temporary
 from pipeline.shards.index import read_set
 from pipeline.summary import summarize
 
@@ -168,12 +168,15 @@ def test_another_recipe_is_refused_and_says_what_to_do(labelled_videos: Path, tm
 
 def test_overwrite_builds_anew_and_leaves_other_files_alone(labelled_videos: Path, tmp_path: Path) -> None:
     build(labelled_videos, tmp_path / "set")
-    (tmp_path / "set" / "NOTES.md").write_text("mine")
-    with pytest.raises(UserError, match=r"holds other files \(NOTES.md\)"):
-        build(labelled_videos, tmp_path / "set", recipe=replace(SMALL, width=16), overwrite=True)
-    (tmp_path / "set" / "NOTES.md").unlink()
+    others = {name: tmp_path / "set" / name for name in ("NOTES.md", "backup.tar", "labels.json")}
+    for path in others.values():
+        path.write_text("mine")
+    (tmp_path / "set" / "recipe.json").write_text("damaged")
+    with pytest.raises(UserError, match=r"recipe\.json: cannot be read"):
+        build(labelled_videos, tmp_path / "set")
     build(labelled_videos, tmp_path / "set", recipe=replace(SMALL, width=16), overwrite=True)
     assert read_set(tmp_path / "set").recipe.width == 16
+    assert all(path.read_text() == "mine" for path in others.values())
 
 
 def test_a_folder_of_something_else_is_not_touched(labelled_videos: Path, tmp_path: Path) -> None:
@@ -314,3 +317,75 @@ def test_too_many_rejects_stop_the_build_and_keep_what_was_done(labelled_videos:
     assert 0 < len(list((tmp_path / "set").glob("*.tar"))) < 8
     build(labelled_videos, tmp_path / "set", max_rejects=6)
     assert summarize(read_set(tmp_path / "set"))["rejected"] == 6
+
+
+def test_a_video_that_cannot_be_read_for_now_does_not_lose_its_frames(
+    labelled_videos: Path, tmp_path: Path
+) -> None:
+    rows = [f"{path.relative_to(labelled_videos)},{path.parent.name}" for path in labelled_videos.rglob("*.mp4")]
+    (labelled_videos / "videos.csv").write_text("\n".join(["path,label", *rows]))
+    build(labelled_videos / "videos.csv", tmp_path / "set")
+    before = set_bytes(tmp_path / "set")
+    (labelled_videos / "cats").rename(tmp_path / "unmounted")
+    with pytest.raises(UserError, match=r"4 videos of the set are no longer in .* or cannot be read"):
+        build(labelled_videos / "videos.csv", tmp_path / "set")
+    assert set_bytes(tmp_path / "set") == before
+
+
+def test_rejected_videos_are_tried_again_when_asked(
+    labelled_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.decode.pyav.PyAV.frames", lambda *_: 1 / 0)
+        build(labelled_videos, tmp_path / "set")
+    assert build(labelled_videos, tmp_path / "set").shards_written == 0
+    report = build(labelled_videos, tmp_path / "set", retry_rejected=True)
+    assert (report.decoded, report.rejected) == (8, 0)
+
+
+def test_a_build_that_stopped_marks_the_set_until_one_ends(
+    labelled_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.driver.end", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build(labelled_videos, tmp_path / "set")
+    with pytest.raises(UserError, match=r"unfinished .a build is running, or was stopped"):
+        read_set(tmp_path / "set")
+    build(labelled_videos, tmp_path / "set")
+    assert read_set(tmp_path / "set").unfinished is None
+
+
+def test_what_another_builder_adds_meanwhile_is_left_alone(labelled_videos: Path, tmp_path: Path) -> None:
+    build(labelled_videos, tmp_path / "set")
+    before = begin(tmp_path / "set")
+    (tmp_path / "set" / "test-000000.tar").touch()
+    end(tmp_path / "set", before, {Path(name).stem for name in before})
+    assert (tmp_path / "set" / "test-000000.tar").exists()
+
+
+def test_frames_that_vanish_while_they_are_copied_are_decoded(
+    labelled_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(labelled_videos, tmp_path / "set")
+    (labelled_videos / "cats").rename(labelled_videos / "lions")
+
+    def gone(*_: object) -> None:
+        raise UserError("another builder has swept this shard")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.shards.webdataset.TarReader.frames", gone)
+        assert build(labelled_videos, tmp_path / "set").decoded == 8
+    build(labelled_videos, tmp_path / "fresh")
+    assert set_bytes(tmp_path / "set") == set_bytes(tmp_path / "fresh")
+
+
+def test_a_running_scheduler_serves_and_its_workers_stand_elsewhere(
+    labelled_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(labelled_videos, tmp_path / "local")
+    monkeypatch.chdir(tmp_path)
+    with dask_cluster(tmp_path, workers=1) as address:
+        report = build(Path("videos"), Path("remote"), scheduler=address)
+    assert report.decoded == 8
+    assert set_bytes(tmp_path / "remote") == set_bytes(tmp_path / "local")

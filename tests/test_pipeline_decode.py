@@ -5,15 +5,16 @@ import random
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 from conftest import replace_packet, write_video
 
-from pipeline.decode import DecodeError, Frame, get_decoder
+from pipeline.decode import DecodeError, Frame, get_decoder, pyav
 from pipeline.decode.geometry import finish, place
-from pipeline.decode.pyav import _decode_all
+from pipeline.decode.pyav import _decode_all, _decode_chosen
 from pipeline.recipe import Recipe
 
 SMALL = Recipe(width=32, height=32)
@@ -51,13 +52,14 @@ def same(first: Iterator[Frame], second: Iterator[Frame]) -> bool:
 def test_skipping_changes_no_kept_frame(tmp_path: Path, options: dict[str, str], fps: Fraction) -> None:
     path = write_video(tmp_path / "a.mp4", frames=150, options=options)
     recipe = Recipe(fps=fps, width=32, height=32)
-    assert same(get_decoder("pyav").frames(str(path), recipe), _decode_all(str(path), recipe))
+    assert same(_decode_chosen(str(path), recipe), _decode_all(str(path), recipe))
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "opencv"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 @pytest.mark.parametrize("rate", [8, 12, 18, 24, 25, 30])
-def test_any_rate_keeps_what_a_player_shows(tmp_path: Path, decoder: str, rate: int) -> None:
-    path = write_video(tmp_path / "a.mp4", frames=3 * rate, rate=rate)
+def test_any_rate_keeps_what_a_player_shows(tmp_path: Path, decoder: str, suffix: str, rate: int) -> None:
+    path = write_video(tmp_path / f"a.{suffix}", frames=3 * rate, rate=rate)
     got = times(list(get_decoder(decoder).frames(str(path), SMALL)))
     assert got == pytest.approx(expected_times(path, Fraction(5)), abs=1e-5)
 
@@ -74,16 +76,37 @@ def test_a_variable_rate_and_a_late_start_are_taken_from_the_timestamps(tmp_path
 def test_other_codecs_obey_the_same_contract(tmp_path: Path, codec: str) -> None:
     path = write_video(tmp_path / "a.mkv", frames=60, codec=codec)
     recipe = Recipe(fps=Fraction(1), width=32, height=32)
-    assert same(get_decoder("pyav").frames(str(path), recipe), _decode_all(str(path), recipe))
+    assert same(_decode_chosen(str(path), recipe), _decode_all(str(path), recipe))
+
+
+def test_what_needs_no_decoding_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", frames=300, options={"g": "10"})
+    decoded: list[int | None] = []
+    skipping = pyav._decode_skipping
+
+    def counting(*arguments: Any) -> Iterator[Any]:
+        for frame in skipping(*arguments):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(pyav, "_decode_skipping", counting)
+    assert len(list(_decode_chosen(str(path), Recipe(fps=Fraction(1, 4))))) == 3
+    assert len(decoded) <= 30  # a group or so for each
+
+
+def test_a_clock_that_jumps_by_a_month_fills_no_disk(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", pts=[0, 1, 2, 30 * 86_400 * 30])
+    with pytest.raises(DecodeError, match=r"timestamps jump: one frame would be shown for 2,5\d\d,\d\d\d seconds"):
+        list(get_decoder("pyav").frames(str(path), SMALL))
 
 
 def test_files_too_large_to_hold_are_read_twice_with_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "a.mp4", frames=90)
-    held = list(get_decoder("pyav").frames(str(path), SMALL))
+    held = list(_decode_chosen(str(path), SMALL))
     monkeypatch.setattr("pipeline.decode.pyav.HELD_BYTES", 100)
-    assert same(iter(held), get_decoder("pyav").frames(str(path), SMALL))
+    assert same(iter(held), _decode_chosen(str(path), SMALL))
 
 
 def test_the_two_decoders_agree(tmp_path: Path) -> None:
@@ -165,6 +188,6 @@ def test_real_clips_are_bit_for_bit_those_of_a_full_decode(real_clips: Path, exh
     sample = names if exhaustive else random.Random(0).sample(names, 12)
     for name in sample:
         path = real_clips / name
-        frames = list(get_decoder("pyav").frames(str(path), Recipe()))
+        frames = list(_decode_chosen(str(path), Recipe()))
         assert same(iter(frames), _decode_all(str(path), Recipe())), name
         assert times(frames) == expected_times(path, Fraction(5)), name

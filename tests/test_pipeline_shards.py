@@ -114,3 +114,23 @@ def test_a_recipe_changed_by_hand_is_refused(set_copy: Path) -> None:
     path.write_text(path.read_text().replace('"fps": "5"', '"fps": "6"'))
     with pytest.raises(UserError, match="changed by hand"):
         read_set(set_copy)
+
+
+def test_a_shard_that_was_rewritten_under_a_reader_gives_an_error_not_other_frames(set_copy: Path) -> None:
+    shard_set = read_set(set_copy)
+    one, two = [sidecar for sidecar in shard_set.sidecars if sidecar.samples][:2]
+    (set_copy / one.shard).write_bytes((set_copy / two.shard).read_bytes())
+    reader = get_format("webdataset").open(set_copy / one.shard, shard_set.recipe)
+    with pytest.raises(UserError, match=r"is not where its sidecar says|behind the end"):
+        list(map(reader.frames, one.samples))
+
+
+def test_a_set_with_a_shard_gone_or_short_is_unfinished(set_copy: Path) -> None:
+    first, second = sorted(set_copy.glob("*.tar"))[:2]
+    os.truncate(first, 5)
+    with pytest.raises(UserError, match=f"{first.name} is missing or cut short"):
+        read_set(set_copy)
+    first.unlink()
+    second.unlink()
+    with pytest.raises(UserError, match=f"{first.name} is missing or cut short"):
+        read_set(set_copy)

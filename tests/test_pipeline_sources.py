@@ -39,6 +39,13 @@ def test_group_by_finds_the_recording_in_the_name(tmp_path: Path) -> None:
     root = touch(tmp_path, "fight/abc_0.avi", "fight/abc_1.avi", "fight/other.avi")
     groups = [video.group for video in list_videos(root, r"([^/]+)_\d+\.avi$")]
     assert groups == ["abc", "abc", "fight/other.avi"]
+    assert len({video.group for video in list_videos(root, "z*")}) == 3  # matches nothing, everywhere
+
+
+def test_a_link_that_leads_back_lists_nothing_twice(tmp_path: Path) -> None:
+    root = touch(tmp_path, "cats/a.mp4")
+    (root / "cats" / "loop").symlink_to(root / "cats")
+    assert [video.id for video in list_videos(root)] == ["cats/a.mp4"]
 
 
 def test_a_csv_may_name_split_group_and_key(tmp_path: Path) -> None:
@@ -77,6 +84,7 @@ def test_a_csv_that_does_not_fit_says_why(tmp_path: Path, text: str, message: st
         (["a.txt"], "no videos in this folder"),
         (["a.mp4", "cats/b.mp4"], "a.mp4 stands outside a label folder"),
         (["train/a.mp4", "val/b.mp4"], "stands in a split but in no label folder"),
+        (["train/cats/a.mp4", "extra/b.mp4"], "train looks like a split, extra like a label"),
     ],
 )
 def test_a_folder_that_does_not_fit_says_why(tmp_path: Path, names: list[str], message: str) -> None:

@@ -9,12 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
+from pipeline.errors import DecodeError, UserError
 from pipeline.recipe import Recipe
-
-
-class DecodeError(Exception):
-    """A video that cannot be decoded. Its text is the reason that the sidecar records."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,8 @@ class Decoder(Protocol):
         """Name and version of the library that decodes, kept with every sample."""
         ...
 
+
+__all__ = ["DECODERS", "DecodeError", "Decoder", "Frame", "get_decoder"]
 
 # Imported on first use: a worker loads one decoder, `--help` none.
 DECODERS = {

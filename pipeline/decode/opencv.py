@@ -1,6 +1,7 @@
 """The second decoder, for machines where PyAV is not to be had: plain `cv2.VideoCapture`, same contract.
 
-OpenCV tells a frame's time only once it is decoded, so every frame is; only the kept ones are scaled.
+OpenCV tells a frame's time only once it is decoded, so every frame is; only the kept ones are scaled. It does
+not say when a file is damaged: such a video ends early, or goes on with what was concealed, and nobody is told.
 """
 
 from collections.abc import Iterator
@@ -33,8 +34,9 @@ class OpenCV:
         try:
             count = 0
             rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
-            # Rounded down, so that rounding never moves the end of a video past the slot that it ends on.
-            period = max(1, int(1e6 / rate) - 1)
+            # A millisecond short: containers round times to it, and rounding must not move the end of a video
+            # past the slot that it ends on.
+            period = max(1, int(1e6 / rate) - 1000)
             aspect = _pixel_aspect(capture)
             for pts, image, slots in keep_displayed(_timed(capture, period), TIME_BASE, recipe.fps, period):
                 kept = Frame(pts, TIME_BASE, _convert(image, aspect, recipe))

@@ -152,7 +152,7 @@ def _decode_skipping(
         needed = needed_packets(pts, [time[2] for time in times], set(slots))
     else:
         needed = [True] * len(pts)
-    gap = False
+    gap = restarted = False
     for packet, is_needed in zip(packets, needed, strict=False):
         if not is_needed:
             gap = True
@@ -160,11 +160,12 @@ def _decode_skipping(
         if gap:
             yield from codec.decode(None)
             codec.flush_buffers()
+            gap, restarted = False, True
         codec.skip_frame = "DEFAULT" if packet.pts in slots else "NONREF"
         decoded = codec.decode(packet)
-        if gap and decoded and not decoded[0].key_frame:
+        if restarted and decoded and not decoded[0].key_frame:
             raise _CannotChoose  # what the container calls a keyframe is none
-        gap = gap and not decoded
+        restarted = restarted and not decoded
         yield from decoded
     yield from codec.decode(None)
 

@@ -6,6 +6,7 @@ There is no central mutable file, so any number of builders may fill one set.
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -17,11 +18,12 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.recipe import RECIPE_FILE, Recipe, read_recipe, recipe_text
-from pipeline.shards import get_format
 from pipeline.shards.sidecar import Broken, Sample, Sidecar, parse_sidecar
 
 SIDECAR = ".json"
 TEMPORARY = ".tmp-"
+BUILDING = ".building"  # there while a build runs, and after one that was stopped
+OWN_FILE = re.compile(r"(?:train|val|test)-[0-9]{6}\.(?:json|tar)")
 STALE = ".stale"  # hard links to shards that are rewritten while others still copy from them
 ABANDONED_SECONDS = 86_400.0
 
@@ -51,6 +53,11 @@ class Standing:
     rejected: dict[str, Broken] = field(default_factory=dict)
     damaged: dict[str, Broken] = field(default_factory=dict)
 
+    def forget_rejected(self) -> None:
+        """So that rejected videos are tried again: their shards are no longer as they should be."""
+        self.rejected.clear()
+        self.shards = {name: sidecar for name, sidecar in self.shards.items() if not sidecar.rejected}
+
     def learn(self, file: str, sidecar: Sidecar) -> None:
         """Remember where the frames in the shard `file` (relative to the set) come from."""
         videos: dict[tuple[str, str], list[Sample]] = {}
@@ -68,23 +75,31 @@ def open_set(root: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
     `overwrite` removes a set that stands there (its own files, nothing else). Raises `UserError` for a set
     of another recipe, and for a folder that holds something else.
     """
-    if overwrite:
+    if overwrite and (root / RECIPE_FILE).exists():
         _remove_set(root)
-    if (root / RECIPE_FILE).exists():
-        differences = recipe.differences(read_recipe(root))
-        if differences:
-            raise UserError(
-                f"{root} is a set of another recipe: this run asks for {'; '.join(differences)}. Give another "
-                "--out to keep both, the same settings to add to it, or --overwrite to build it anew"
-            )
-        return
+    elif not (root / RECIPE_FILE).exists():
+        _refuse_other_files(root)
+    root.mkdir(parents=True, exist_ok=True)
+    _write_first(root, RECIPE_FILE, recipe_text(recipe))
+    differences = recipe.differences(read_recipe(root))
+    if differences:
+        raise UserError(
+            f"{root} is a set of another recipe: this run asks for {'; '.join(differences)}. Give another "
+            "--out to keep both, the same settings to add to it, or --overwrite to build it anew"
+        )
+
+
+def _refuse_other_files(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise UserError(f"{root}: is a file; --out wants a folder")
-    others = [path.name for path in root.iterdir() if not path.name.startswith(TEMPORARY)] if root.exists() else []
+    # What another builder of the same set has just made is none of them.
+    others = [path.name for path in root.iterdir() if not _is_ours(path.name)] if root.exists() else []
     if others:
         raise UserError(f"{root}: holds other files ({sorted(others)[0]}) and no shard set; give an empty --out")
-    root.mkdir(parents=True, exist_ok=True)
-    _write_whole(root, RECIPE_FILE, recipe_text(recipe))
+
+
+def _is_ours(name: str) -> bool:
+    return bool(OWN_FILE.fullmatch(name)) or name in (RECIPE_FILE, STALE, BUILDING) or name.startswith(TEMPORARY)
 
 
 def scan(root: Path, recipe: Recipe) -> Standing:
@@ -92,13 +107,13 @@ def scan(root: Path, recipe: Recipe) -> Standing:
     does not exist. Raises `UserError` for a sidecar that is damaged or of another recipe."""
     standing = Standing()
     for sidecar in sidecars(root, recipe):
-        if _is_whole(root / sidecar.shard, sidecar):
+        if is_whole(root / sidecar.shard, sidecar):
             standing.shards[sidecar_name(sidecar)] = sidecar
             standing.learn(sidecar.shard, sidecar)
     stale = root / STALE
     for sidecar in sidecars(stale, recipe):
         file = sidecar.sha256 + Path(sidecar.shard).suffix
-        if _is_whole(stale / file, sidecar):
+        if is_whole(stale / file, sidecar):
             standing.learn(f"{STALE}/{file}", sidecar)
     return standing
 
@@ -106,7 +121,7 @@ def scan(root: Path, recipe: Recipe) -> Standing:
 def sidecars(root: Path, recipe: Recipe) -> Iterator[Sidecar]:
     """Every sidecar of the set, by name. Raises `UserError`."""
     for path in sorted(root.glob("*" + SIDECAR)):
-        if path.name == RECIPE_FILE or path.name.startswith("."):
+        if not OWN_FILE.fullmatch(path.name) and root.name != STALE:
             continue
         try:
             sidecar = parse_sidecar(path.read_text(), str(path))
@@ -134,7 +149,7 @@ def sidecar_name(sidecar: Sidecar) -> str:
 
 def temporary(root: Path, name: str) -> Path:
     """A path for a file in the making, which tells who makes it."""
-    return root / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}-{name}"
+    return root / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{socket.gethostname()}@{name}"
 
 
 def commit(root: Path, made: Path, sidecar: Sidecar) -> None:
@@ -170,25 +185,34 @@ def sweep_abandoned(root: Path) -> None:
                 path.unlink()
 
 
-def sweep_surplus(root: Path, recipe: Recipe, names: set[str]) -> None:
-    """Remove shards that are not (or no longer) part of the set, and the snapshots of a finished build."""
-    extension = get_format(recipe.format).extension
-    for path in list(root.glob("*" + SIDECAR)):
-        if path.name != RECIPE_FILE and path.stem not in names:
-            path.unlink(missing_ok=True)
-    for path in list(root.glob("*" + extension)):
-        if path.name.removesuffix(extension) not in names:
-            path.unlink(missing_ok=True)
+def begin(root: Path) -> set[str]:
+    """Mark the set as being built; returns the shards and sidecars that stand in it now."""
+    (root / BUILDING).touch()
+    return {path.name for path in root.iterdir() if OWN_FILE.fullmatch(path.name)}
+
+
+def end(root: Path, before: set[str], names: set[str]) -> None:
+    """Remove what stood in the set before the build and is no part of it now, and the mark.
+
+    Nothing that another builder has added meanwhile is touched. A sidecar goes before its shard.
+    """
+    for name in sorted(before, key=lambda name: not name.endswith(SIDECAR)):
+        if Path(name).stem not in names:
+            (root / name).unlink(missing_ok=True)
     shutil.rmtree(root / STALE, ignore_errors=True)
+    (root / BUILDING).unlink(missing_ok=True)
+
+
+def is_building(root: Path) -> bool:
+    """Whether a build runs, or was stopped."""
+    return (root / BUILDING).exists()
 
 
 def _is_abandoned(path: Path) -> bool:
-    maker = path.name.removeprefix(TEMPORARY)
-    here = socket.gethostname() + "-"
-    if maker.startswith(here):
-        pid = maker.removeprefix(here).partition("-")[0]
-        if pid.isdigit() and not _is_alive(int(pid)):
-            return True
+    pid, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
+    host = rest.partition("-")[2].partition("@")[0]
+    if host == socket.gethostname() and pid.isdigit() and not _is_alive(int(pid)):
+        return True
     return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
 
 
@@ -202,7 +226,8 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _is_whole(path: Path, sidecar: Sidecar) -> bool:
+def is_whole(path: Path, sidecar: Sidecar) -> bool:
+    """Whether the shard is there, with the length that its sidecar says."""
     try:
         return path.stat().st_size == sidecar.bytes
     except FileNotFoundError:
@@ -211,12 +236,35 @@ def _is_whole(path: Path, sidecar: Sidecar) -> bool:
 
 def _write_whole(root: Path, name: str, text: str) -> None:
     """Write a small file so that it is there whole or not at all, also after a power cut."""
+    os.replace(_flushed(root, name, text), root / name)
+    _flush_folder(root)
+
+
+def _write_first(root: Path, name: str, text: str) -> None:
+    """Likewise, unless the file is there: of several builders one comes first."""
+    made = _flushed(root, name, text)
+    try:
+        os.link(made, root / name)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        if not (root / name).exists():
+            os.replace(made, root / name)
+    finally:
+        made.unlink(missing_ok=True)
+    _flush_folder(root)
+
+
+def _flushed(root: Path, name: str, text: str) -> Path:
     made = temporary(root, name)
     with made.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(made, root / name)
+    return made
+
+
+def _flush_folder(root: Path) -> None:
     folder = os.open(root, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -225,8 +273,5 @@ def _write_whole(root: Path, name: str, text: str) -> None:
 
 
 def _remove_set(root: Path) -> None:
-    if not (root / RECIPE_FILE).exists():
-        return
-    recipe = read_recipe(root)
-    sweep_surplus(root, recipe, set())
+    end(root, begin(root), set())
     (root / RECIPE_FILE).unlink()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe, read_recipe
-from pipeline.shards.directory import sidecars
+from pipeline.shards.directory import is_building, is_whole, sidecars
 from pipeline.shards.sidecar import Sample, Sidecar
 
 
@@ -22,6 +22,7 @@ class ShardSet:
     root: Path
     recipe: Recipe
     sidecars: tuple[Sidecar, ...]
+    building: bool = False
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -35,7 +36,12 @@ class ShardSet:
 
     @property
     def unfinished(self) -> str | None:
-        """Why the set is not whole: a build that still runs, or one that was stopped."""
+        """Why the set is not whole: a build that still runs or was stopped, a shard that is gone."""
+        if self.building:
+            return "a build is running, or was stopped"
+        for sidecar in self.sidecars:
+            if not is_whole(self.root / sidecar.shard, sidecar):
+                return f"{sidecar.shard} is missing or cut short"
         buckets: dict[str, Counter[int]] = {}
         for sidecar in self.sidecars:
             buckets.setdefault(sidecar.split, Counter())[sidecar.buckets] += 1
@@ -57,7 +63,7 @@ class ShardSet:
 class SplitIndex:
     """The samples of one split as columns: number i is the same sample in each.
 
-    shard [n] (place in `shards`), offset [n], frames [n], label [n] (class number), video [n] (number of the
+    shard [n] (place in `shards`), frames [n], label [n] (class number), video [n] (number of the
     source video, the same for all samples cut from it).
     """
 
@@ -72,7 +78,6 @@ class SplitIndex:
         self.shard: NDArray[np.int32] = np.repeat(
             np.arange(len(inside), dtype=np.int32), [len(sidecar.samples) for sidecar in inside]
         )
-        self.offset = np.array([sample.offset for sample in self.samples], np.int64)
         self.frames = np.array([sample.frames for sample in self.samples], np.int64)
         self.label = np.array([number_of[sample.label] for sample in self.samples], np.int64)
         self.video = np.array([videos[sample.video] for sample in self.samples], np.int64)
@@ -86,7 +91,7 @@ def read_set(root: Path, *, whole: bool = True) -> ShardSet:
     if not root.exists():
         raise UserError(f"{root}: no such folder; make a shard set with `prep build-shards --out {root}`")
     recipe = read_recipe(root)
-    shard_set = ShardSet(root, recipe, tuple(sidecars(root, recipe)))
+    shard_set = ShardSet(root, recipe, tuple(sidecars(root, recipe)), is_building(root))
     if whole and not any(sidecar.samples for sidecar in shard_set.sidecars):
         raise UserError(f"{root}: the set has no samples; run `prep build-shards --out {root}` to its end")
     if whole and shard_set.unfinished:

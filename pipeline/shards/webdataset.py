@@ -23,6 +23,7 @@ from pipeline.shards.sidecar import Sample
 
 FRAMES_SUFFIX = ".frames.npy"
 META_SUFFIX = ".json"
+NPY_HEADER = 128  # bytes, for every array that fits this contract; the tests hold NumPy to it
 
 
 class WebDataset:
@@ -99,6 +100,10 @@ class TarReader:
         shape = (sample.frames, *self._frame)
         if sample.offset + int(np.prod(shape)) > len(self._map):
             raise UserError(f"{self._path}: {sample.key} ends behind the end of the file; the shard is damaged")
+        name = (sample.key + FRAMES_SUFFIX).encode()
+        member = sample.offset - NPY_HEADER - tarfile.BLOCKSIZE
+        if self._map[max(member, 0) : member + len(name)] != name:
+            raise UserError(f"{self._path}: {sample.key} is not where its sidecar says; was the set built anew?")
         return np.ndarray(shape, np.uint8, self._map, sample.offset)
 
     def meta(self, sample: Sample) -> dict[str, Any]:
