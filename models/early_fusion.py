@@ -23,8 +23,8 @@ class EarlyFusion(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if min(size) < 32:
-            raise ValueError(f"early_fusion needs frames of 32 pixels or more, got {size[0]}×{size[1]}")
+        if min(size) <= 32:  # the trunk divides by 32, and batch norm needs more than one pixel of a clip
+            raise ValueError(f"early_fusion needs frames of more than 32 pixels, got {size[0]}×{size[1]}")
         self.num_frames = num_frames
         self.trunk = ResNet18(num_frames * in_channels)
         self.head = mlp(ResNet18.features, 512, 128, num_classes, dropout=dropout)

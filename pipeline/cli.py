@@ -27,7 +27,7 @@ def main() -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--videos", default=320, show_default=True, help="How many to make, over all splits.")
 @click.option("--splits", default="train,val", show_default=True, help="Comma-separated; the first gets 4 in 5.")
-@click.option("--seed", default=0, show_default=True, help="Same seed, same videos.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same videos.")
 @click.option("--overwrite", is_flag=True, help="Replace the videos that an earlier call made in DIR.")
 def sample_videos(folder: Path, videos: int, splits: str, seed: int, overwrite: bool) -> None:
     """Make labelled h264 videos to try everything on: two figures that meet, or part.

@@ -21,11 +21,14 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {_printable(str(error))}", err=True)
             ctx.exit(error.exit_code)
         except BrokenPipeError:  # the reader of our output has seen enough
             sys.stderr.close()
             ctx.exit(0)
+        except OSError as error:  # a full disk, a folder that may not be written
+            click.echo(f"Error: {_printable(str(error))}", err=True)
+            ctx.exit(1)
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,16 +51,21 @@ def print_table(title: str, rows: Sequence[Sequence[object]], header: Sequence[s
     for name in header or [""] * max(map(len, rows), default=1):
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    # A pipe has no width of its own: lines there are as long as they are.
+        table.add_row(*(Text(_printable(str(cell))) for cell in row))
+    # A pipe has no width of its own.
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(Text(title, "bold"))
     console.print(table)
 
 
+def _printable(text: str) -> str:
+    """Names of files may hold bytes that are no text."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def warn(message: str) -> None:
     """A warning on stderr."""
-    click.secho(f"Warning: {message}", err=True, fg="yellow")
+    click.secho(f"Warning: {_printable(message)}", err=True, fg="yellow")
 
 
 @contextmanager
@@ -85,7 +93,9 @@ def progress(unit: str) -> Iterator[Stage]:
         task_id = bar.add_task(what, total=total, rate="")
 
         def step(count: int) -> None:
-            bar.advance(task_id, count)
+            # A shard whose worker died is counted again from its start.
+            done = next(task.completed for task in bar.tasks if task.id == task_id)
+            bar.update(task_id, completed=min(done + count, total))
             speed = next(task.speed for task in bar.tasks if task.id == task_id)
             bar.update(task_id, rate=f"{speed:.1f} {unit}/s" if speed else "")
 

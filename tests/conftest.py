@@ -110,7 +110,7 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(24):
         split, label = ("train", "val")[number % 3 == 0], ("cats", "dogs")[number % 2]
         write_video(root / "videos" / split / label / f"{number}.mp4", frames=20 + 6 * number, salt=number)
-    build_set(root / "videos", root / "shards", Recipe(width=32, height=32), per_shard=4)
+    build_set(root / "videos", root / "shards", Recipe(width=48, height=48), per_shard=4)
     return root / "shards"
 
 

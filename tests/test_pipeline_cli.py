@@ -83,7 +83,7 @@ def test_a_missing_set_says_how_to_make_one(tmp_path: Path) -> None:
 
 def test_another_rate_into_the_same_set_is_refused(small_set: Path) -> None:
     source = small_set.parent / "videos"
-    result = prep("build-shards", source, "--out", small_set, "--size", "32", "--fps", "10", "--workers", 0)
+    result = prep("build-shards", source, "--out", small_set, "--size", "48", "--fps", "10", "--workers", 0)
     assert_one_clear_line(result, 2, "this run asks for fps=10, not 5")
 
 

@@ -112,12 +112,13 @@ def test_resuming_on_a_changed_set_is_refused(set_copy: Path, tmp_path: Path) ->
     ("arguments", "message"),
     [
         (["run", "--model", "magic"], "--model magic: no such family; there are early_fusion"),
+        (["run", "--model", "early_fusion", "--device", "meta"], "--device meta"),
         (["run", "--model", "early_fusion", "--resume"], "--resume: say which run with --out"),
         (["run", "--model", "early_fusion", "--shards", "nowhere"], "nowhere: no such folder; make a shard set"),
         (["run", "--model", "early_fusion", "--precision", "int3"], "--precision int3"),
         (["run", "--model", "early_fusion", "--device", "abacus"], "--device abacus"),
         (["eval", "nowhere"], "nowhere: no run here"),
-        (["models", "--size", "9"], "early_fusion needs frames of 32 pixels or more"),
+        (["models", "--size", "9"], "early_fusion needs frames of more than 32 pixels"),
     ],
 )
 def test_mistakes_get_one_clear_line(
@@ -172,3 +173,24 @@ def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path: Path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         checkpoint.write_json(tmp_path / "a.json", {"a": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+
+
+def test_overwrite_removes_nothing_before_the_new_run_can_start(small_set: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train("run", *QUICK, "--shards", small_set, "--epochs", 1, "--out", out)
+    weights = sha256(out / "best.safetensors")
+    for wrong in (["--shards", "nowhere"], ["--shards", small_set, "--device", "abacus"]):
+        assert train("run", *QUICK, "--out", out, "--overwrite", *wrong).exit_code == 2
+        assert sha256(out / "best.safetensors") == weights
+    assert train("run", *QUICK, "--shards", small_set, "--epochs", 1, "--out", out, "--overwrite").exit_code == 0
+
+
+def test_resume_and_overwrite_contradict_each_other(run_folder: Path) -> None:
+    result = train("run", "--model", "early_fusion", "--out", run_folder, "--resume", "--overwrite")
+    assert_one_clear_line(result, 2, "give one of them")
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(small_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = train("run", *QUICK, "--shards", small_set, "--out", tmp_path / "file" / "run")
+    assert_one_clear_line(result, 1, "Not a directory")

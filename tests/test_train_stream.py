@@ -75,6 +75,25 @@ def test_stopping_early_leaves_no_thread_and_the_stream_usable(small_set: Path) 
         assert len(everything(stream, clips)) == 8
 
 
+def test_closing_in_the_middle_ends_the_iterator_and_the_thread(small_set: Path) -> None:
+    before = threading.active_count()
+    stream = stream_of(small_set, batch_size=1)
+    batches = stream.batches(training_clips(stream.index.frames, SIZE, 0, 0))
+    next(batches)
+    stream.close()
+    assert threading.active_count() == before
+    assert len(list(batches)) <= BUFFERS
+
+
+def test_a_second_epoch_at_the_same_time_is_refused(small_set: Path) -> None:
+    with stream_of(small_set) as stream:
+        clips = training_clips(stream.index.frames, SIZE, 0, 0)
+        batches = stream.batches(clips)
+        next(batches)
+        with pytest.raises(RuntimeError, match="in the middle of an epoch"):
+            next(stream.batches(clips))
+
+
 def test_nothing_outlives_close(small_set: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with stream_of(small_set) as stream:

@@ -25,9 +25,14 @@ CHECKPOINT, BEST, LAST = "checkpoint.safetensors", "best.safetensors", "last.saf
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Whole or not at all."""
+    """A JSON file, whole or not at all."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
     made = path.with_name(f".{path.name}.tmp")
-    made.write_text(json.dumps(values, indent=2) + "\n")
+    made.write_text(text)
     os.replace(made, path)
 
 
@@ -39,7 +44,8 @@ def read_run(run: Path) -> dict[str, Any]:
         raise UserError(f"{run}: no run here (no {RUN}); make one with `train run --out {run}`") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{run / RUN}: cannot be read: {error}") from error
-    if not isinstance(values, dict) or not {"model", "settings", "labels", "mean", "std"} <= set(values):
+    wanted = {"model", "settings", "labels", "mean", "std", "fingerprint", "shards_digest"}
+    if not isinstance(values, dict) or not wanted <= set(values) or not isinstance(values["settings"], dict):
         raise UserError(f"{run / RUN}: not a run's description")
     return values
 

@@ -12,6 +12,7 @@ from pipeline.console import Commands, json_option, print_json, print_table, pro
 
 DEFAULT_SHARDS = Path("data/shards")
 DEFAULT_RUNS = Path("runs")
+SEED = click.IntRange(0, 2**31 - 1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,7 +58,9 @@ def recipe_options(command: Any) -> Any:
     "--shards", type=click.Path(path_type=Path), default=DEFAULT_SHARDS, show_default=True, help="The set."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<model>-<time>]")
-@click.option("--seed", default=0, show_default=True, help="Of order, clips, augmentation and first weights.")
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Of order, clips, augmentation and first weights."
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
 @recipe_options
@@ -159,18 +162,15 @@ def models(frames: int, size: str, classes: int, as_json: bool) -> None:
     """
     import torch
 
-    from models import MODELS, build_model, count_parameters
-    from pipeline.errors import UserError
+    from models import MODELS, count_parameters
     from pipeline.recipe import parse_size
+    from train.compute import make_model
 
     width, height = parse_size(size)
     rows: list[dict[str, Any]] = []
     for name in MODELS:
-        try:
-            with torch.device("meta"):
-                model = build_model(name, num_classes=classes, num_frames=frames, size=(width, height))
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        with torch.device("meta"):
+            model = make_model(name, num_classes=classes, num_frames=frames, size=(width, height))
         about = (type(model).__doc__ or "").split(":")[0]
         rows.append({"model": name, "parameters": count_parameters(model), "input": [frames, 3, height, width],
                      "about": about})  # fmt: skip
@@ -185,18 +185,17 @@ def models(frames: int, size: str, classes: int, as_json: bool) -> None:
 
 
 def _claim(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """See that the run's folder may be used. Raises `UserError`."""
-    import shutil
-
+    """See that the run's folder may be used; nothing is removed yet. Raises `UserError`."""
     from pipeline.errors import UserError
     from train.checkpoint import RUN, read_run
 
+    if resume and overwrite:
+        raise UserError("--resume goes on with the run in --out, --overwrite removes it: give one of them")
     if resume:
         read_run(out)
     elif (out / RUN).exists():
         if not overwrite:
             raise UserError(f"{out}: holds a run; give another --out, --resume to go on with it, or --overwrite")
-        shutil.rmtree(out)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: holds something that is not a run; give another --out")
 

@@ -2,10 +2,12 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models import build_model
 from pipeline.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -44,6 +46,8 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
+        if chosen.type not in ("cpu", "cuda", "mps", "xpu"):
+            raise RuntimeError("it does not compute")
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device}: not to be had here ({str(error).splitlines()[0]})") from error
     return Compute(chosen, _fast_bf16(chosen) if precision == "auto" else precision == "bf16")
@@ -53,3 +57,11 @@ def _fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def make_model(name: str, **options: Any) -> nn.Module:
+    """`models.build_model`, with its refusals as `UserError`."""
+    try:
+        return build_model(name, **options)
+    except ValueError as error:
+        raise UserError(str(error)) from error

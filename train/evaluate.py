@@ -10,13 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from models import build_model
 from pipeline.errors import UserError
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from train.augment import to_clips
 from train.checkpoint import load_weights, read_run
 from train.clips import evaluation_clips
-from train.compute import Compute
+from train.compute import Compute, make_model
 from train.metrics import score
 from train.stream import ClipStream
 
@@ -65,10 +64,13 @@ def evaluate_run(
     recipe and labels. Raises `UserError`."""
     about = read_run(run)
     settings = about["settings"]
+    for name in ("shards", "frames"):
+        if name not in settings:
+            raise UserError(f"{run}: the settings in its run.json lack {name}")
     shard_set = read_set(Path(shards or settings["shards"]))
     index = index_for(shard_set, about, split)
     size = shard_set.recipe.width, shard_set.recipe.height
-    model = build_model(about["model"], num_classes=len(about["labels"]), num_frames=settings["frames"], size=size)
+    model = make_model(about["model"], num_classes=len(about["labels"]), num_frames=settings["frames"], size=size)
     load_weights(run / f"{weights}.safetensors", model)
     model = compute.prepare(model)
     mean, std = tuple(about["mean"]), tuple(about["std"])

@@ -6,6 +6,7 @@ number, so a run that was stopped goes on as if nothing had happened.
 
 import json
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,14 +18,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models import build_model, count_parameters
-from pipeline.errors import UserError
+from models import count_parameters
+from pipeline.errors import UserError, WorkFailed
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import summarize
 from train import checkpoint
 from train.augment import IMAGENET_MEAN, IMAGENET_STD, augment, to_clips
 from train.clips import training_clips
-from train.compute import choose_compute
+from train.compute import choose_compute, make_model
 from train.evaluate import predict_split
 from train.metrics import score
 from train.optim import learning_rate, make_optimizer
@@ -50,11 +51,16 @@ class RunSettings:
     def as_dict(self) -> dict[str, Any]:
         """Flat, as `run.json` has it."""
         values = asdict(self)
-        return {**values, **values.pop("recipe")}
+        recipe = values.pop("recipe")
+        return {**values, **recipe}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunSettings":
-        """The reverse of `as_dict`."""
+        """The reverse of `as_dict`. Raises `UserError` where a setting is missing."""
+        wanted = {*TrainRecipe.__dataclass_fields__, *cls.__dataclass_fields__} - {"recipe"}
+        missing = sorted(wanted - set(values))
+        if missing:
+            raise UserError(f"run.json: its settings lack {missing[0]}; the run was made by another release")
         recipe = {name: values[name] for name in TrainRecipe.__dataclass_fields__}
         rest = {name: values[name] for name in ("model", "shards", "seed", "device", "precision")}
         return cls(**rest, recipe=TrainRecipe(**recipe))
@@ -67,7 +73,6 @@ class Progress:
     epoch: int = 0
     best: float = -1.0
     best_epoch: int = 0
-    steps: int = 0
     clips: int = 0
     seconds: float = 0.0
     waited: float = 0.0
@@ -94,7 +99,7 @@ class Trainer:
 
     def _build(self) -> nn.Module:
         shards = self.shard_set
-        return build_model(
+        return make_model(
             self.settings.model,
             num_classes=len(shards.labels),
             num_frames=self.recipe.frames,
@@ -103,7 +108,9 @@ class Trainer:
         )
 
     def start(self) -> None:
-        """Make the run folder and describe the run in it."""
+        """Make the run folder anew and describe the run in it."""
+        if (self.out / checkpoint.RUN).exists():
+            shutil.rmtree(self.out)
         self.out.mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(self.out / checkpoint.RUN, self._description())
 
@@ -135,7 +142,7 @@ class Trainer:
         )
         seconds, waited = time.perf_counter() - began, stream.waited - waited
         at = self.progress
-        at.epoch, at.steps = epoch + 1, at.steps + self.steps_per_epoch
+        at.epoch = epoch + 1
         at.clips, at.seconds, at.waited = (
             at.clips + len(stream.index),
             at.seconds + seconds,
@@ -190,7 +197,7 @@ class Trainer:
         logits = self.compute.logits(self.model, clips)
         loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         if not torch.isfinite(loss):
-            raise UserError(
+            raise WorkFailed(
                 f"the loss became {loss.item()} at step {number}; try a lower --lr or --precision fp32"
             )
         loss.backward()  # type: ignore[no-untyped-call]
@@ -247,7 +254,7 @@ class Trainer:
         """Forget epochs that the checkpoint does not know: they are trained again."""
         path = self.out / checkpoint.LOG
         lines = path.read_text().splitlines() if path.exists() else []
-        path.write_text("".join(line + "\n" for line in lines[: self.progress.epoch]))
+        checkpoint.write_text(path, "".join(line + "\n" for line in lines[: self.progress.epoch]))
 
     def _description(self) -> dict[str, Any]:
         summary = summarize(self.shard_set)

@@ -12,8 +12,9 @@ from sklearn.metrics import average_precision_score, confusion_matrix, f1_score,
 def score(probabilities: NDArray[np.float64], labels: NDArray[np.int64], names: Sequence[str]) -> dict[str, Any]:
     """Metrics of `probabilities` [videos, classes] against `labels` [videos]; JSON-ready.
 
-    `accuracy_interval` is Wilson's, 95 %. With more than two classes ROC-AUC, PR-AUC and F1 are means over
-    the classes. A number that the labels at hand do not define (AUC of a single class) is null.
+    `accuracy_interval` is Wilson's, 95 %. F1 and PR-AUC are means over the classes, and stand for each class
+    beside that; ROC-AUC is the plain one of two classes, and the mean over more. A number that the labels at
+    hand do not define (AUC of a single class) is null.
     """
     predicted = probabilities.argmax(1)
     classes = range(len(names))

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +39,43 @@ class Batch:
     samples: Tensor
 
 
+Filled = tuple[Tensor, Tensor, Tensor]  # frames, labels, samples
+
+
+class _Filler:
+    """A thread that fills buffers ahead of the caller: takes them from `free`, puts them into `ready`.
+
+    What `ready` gives last is None, or the error that ended the thread.
+    """
+
+    def __init__(self, fill: Callable[[Tensor, int], Filled], batches: range, buffers: list[Tensor]) -> None:
+        self.free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        self.ready: queue.SimpleQueue[Filled | BaseException | None] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        for buffer in buffers:
+            self.free.put(buffer)
+        self._thread = threading.Thread(target=self._run, args=(fill, batches), name="clip-stream", daemon=True)
+        self._thread.start()
+
+    def _run(self, fill: Callable[[Tensor, int], Filled], batches: range) -> None:
+        try:
+            for number in batches:
+                buffer = self.free.get()
+                if self._stopped.is_set():
+                    return
+                self.ready.put(fill(buffer, number))
+            self.ready.put(None)
+        except BaseException as error:  # the caller's thread raises it
+            self.ready.put(error)
+
+    def stop(self) -> None:
+        """End the thread, and the iteration of whoever still asks for batches."""
+        self._stopped.set()
+        self.free.put(torch.empty(0))  # wakes a thread that waits for a buffer
+        self._thread.join()
+        self.ready.put(None)
+
+
 class ClipStream:
     """Batches of clips from one split of a shard set.
 
@@ -54,6 +91,7 @@ class ClipStream:
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.waited = 0.0
+        self._filler: _Filler | None = None
         self._format = get_format(index.recipe.format)
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         shape = (batch_size, frames_per_clip, index.recipe.height, index.recipe.width, 3)
@@ -63,35 +101,22 @@ class ClipStream:
     def batches(self, clips: Clips, first: int = 0) -> Iterator[Batch]:
         """The clips in order, `batch_size` at a time (the last batch may be smaller), from batch `first` on.
 
-        Raises `UserError` where a shard is missing or damaged.
+        One epoch at a time: the buffers are shared. Raises `UserError` where a shard is missing or damaged.
         """
-        free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
-        ready: queue.SimpleQueue[tuple[Tensor, Tensor, Tensor] | BaseException | None] = queue.SimpleQueue()
-        stop = threading.Event()
-        for buffer in self._buffers:
-            free.put(buffer)
+        if self._filler is not None:
+            raise RuntimeError("this stream is in the middle of an epoch; close that iterator first")
 
-        def fill() -> None:
-            try:
-                for begin in range(first * self.batch_size, len(clips), self.batch_size):
-                    buffer = free.get()
-                    if stop.is_set():
-                        return
-                    part = slice(begin, begin + self.batch_size)
-                    samples = clips.sample[part]
-                    self._gather(buffer.numpy(), samples, clips.start[part])
-                    labels = torch.from_numpy(self.index.label[samples])
-                    ready.put((buffer, labels, torch.from_numpy(samples)))
-                ready.put(None)
-            except BaseException as error:  # the caller's thread raises it
-                ready.put(error)
+        def fill(buffer: Tensor, number: int) -> Filled:
+            part = slice(number * self.batch_size, (number + 1) * self.batch_size)
+            samples = clips.sample[part]
+            self._gather(buffer.numpy(), samples, clips.start[part])
+            return buffer, torch.from_numpy(self.index.label[samples]), torch.from_numpy(samples)
 
-        thread = threading.Thread(target=fill, name="clip-stream", daemon=True)
-        thread.start()
+        filler = self._filler = _Filler(fill, range(first, -(-len(clips) // self.batch_size)), self._buffers)
         try:
             while True:
                 began = time.perf_counter()
-                got = ready.get()
+                got = filler.ready.get()
                 self.waited += time.perf_counter() - began
                 if got is None:
                     return
@@ -99,11 +124,11 @@ class ClipStream:
                     raise got
                 buffer, labels, samples = got
                 yield self._to_device(buffer[: len(labels)], labels, samples)
-                free.put(buffer)
+                filler.free.put(buffer)
         finally:
-            stop.set()
-            free.put(self._buffers[0])  # wakes a thread that waits for a buffer
-            thread.join()
+            filler.stop()
+            if self._filler is filler:
+                self._filler = None
 
     def _gather(self, buffer: NDArray[np.uint8], samples: Ints, starts: Ints) -> None:
         """Copy each clip's frames from its mapped shard into the buffer."""
@@ -133,7 +158,10 @@ class ClipStream:
         return Batch(frames.to(self.device), labels.to(self.device), samples)
 
     def close(self) -> None:
-        """Let go of all shards and buffers."""
+        """Stop the thread, let go of all shards and buffers. An iterator that is still held ends."""
+        if self._filler is not None:
+            self._filler.stop()
+            self._filler = None
         for reader in self._readers.values():
             reader.__exit__(None, None, None)
         self._readers.clear()
