@@ -5,8 +5,8 @@
 
 The peer is `cv2.VideoCapture.read` for every frame and `cv2.resize` for those kept: once with INTER_AREA, which
 averages as we do, and once with OpenCV's default, INTER_LINEAR, which is cheaper and aliases. Rounds are
-interleaved, one after the other on the same clips; the ratio is taken round by round and its median is quoted. The limit decodes
-only what the kept frames need and converts nothing.
+interleaved, one after the other on the same clips; the ratio is taken round by round and its median is quoted.
+The limit decodes only what the kept frames need and converts nothing.
 
 Last result: see docs/architecture.md.
 """
