@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.decode import DecodeError, Frame, get_decoder
+from pipeline.decode.apart import frames_apart
 from pipeline.errors import UserError
 from pipeline.plan import Item, ShardTask, sample_key
 from pipeline.recipe import Recipe
@@ -16,7 +17,7 @@ from pipeline.shards.directory import Reuse, commit, file_sha256, temporary
 from pipeline.shards.sidecar import Broken, Sample, Sidecar
 from pipeline.sources import Video
 
-Report = Callable[[int], None]  # called with the number of videos that are done
+Report = Callable[[int], None]  # called with the number of videos just done; 0: a frame came
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,17 @@ class _Part:
     first: int  # the slot of the first frame: it was displayed at t0 + first/fps
 
 
-def build_shard(task: ShardTask, report: Report, root: str, recipe: Recipe) -> Built:
-    """Write the task's shard and its sidecar into the set at `root`, whole or not at all."""
+def build_shard(
+    task: ShardTask, report: Report, root: str, recipe: Recipe, time_limit: float | None = None
+) -> Built:
+    """Write the task's shard and its sidecar into the set at `root`, whole or not at all.
+
+    With a `time_limit` each video is decoded in a process of its own, and may give no frame for so many seconds.
+    """
     shard_format = get_format(recipe.format)
     made = temporary(Path(root), task.name)
     try:
-        filling = _Filling(task, Path(root), recipe, shard_format.create(made, recipe))
+        filling = _Filling(task, Path(root), recipe, shard_format.create(made, recipe), report, time_limit)
         for item in task.items:
             filling.add(item)
             report(1)
@@ -69,8 +75,17 @@ def build_shard(task: ShardTask, report: Report, root: str, recipe: Recipe) -> B
 class _Filling:
     """A shard in the making: its writer, and what went in so far."""
 
-    def __init__(self, task: ShardTask, root: Path, recipe: Recipe, writer: ShardWriter) -> None:
+    def __init__(
+        self,
+        task: ShardTask,
+        root: Path,
+        recipe: Recipe,
+        writer: ShardWriter,
+        report: Report,
+        time_limit: float | None,
+    ) -> None:
         self.split, self.root, self.recipe, self.writer = task.split, root, recipe, writer
+        self.report, self.time_limit = report, time_limit
         self.decoder = get_decoder(recipe.decoder)
         self.samples: list[Sample] = []
         self.rejected: list[Broken] = []
@@ -131,8 +146,9 @@ class _Filling:
         def until_it_breaks() -> Iterator[Frame]:
             nonlocal count, reason
             try:
-                for frame in self.decoder.frames(video.path, self.recipe):
+                for frame in self._frames(video.path):
                     count += 1
+                    self.report(0)  # still alive
                     yield frame
             except DecodeError as error:
                 reason = str(error)
@@ -152,6 +168,11 @@ class _Filling:
         self.writer.rewind(mark)
         del self.samples[before:]
         self.rejected.append(broken)
+
+    def _frames(self, path: str) -> Iterator[Frame]:
+        if self.time_limit is None:
+            return self.decoder.frames(path, self.recipe)
+        return frames_apart(path, self.recipe, self.time_limit)
 
     def _write(self, video: Video, source: tuple[str, int], part: _Part, key: str) -> None:
         meta = self._meta(video, key, source, part)

@@ -68,6 +68,10 @@ def sample_videos(folder: Path, videos: int, splits: str, seed: int, overwrite: 
     "--on-corrupt", type=click.Choice(["reject", "keep"]), default="reject", show_default=True,
     help="A video that breaks on the way: none of it, or the frames that came out.",
 )  # fmt: skip
+@click.option(
+    "--time-limit", type=click.FloatRange(0.1), default=120.0, show_default=True, metavar="SECONDS",
+    help="A video that gives no frame for so long is rejected.",
+)  # fmt: skip
 @click.option("--retry-rejected", is_flag=True, help="Try videos again that an earlier build rejected.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if any video was rejected or damaged.")
 @click.option("--max-rejects", type=click.IntRange(0), metavar="N", help="Stop as soon as more are rejected.")
@@ -160,7 +164,16 @@ def _build_settings(options: dict[str, Any]) -> dict[str, Any]:
         on_corrupt=options["on_corrupt"],
     )
     workers = options["workers"] if options["workers"] is not None else _cores()
-    names = ("split_seed", "group_by", "scheduler", "max_rejects", "retry_rejected", "prune", "overwrite")
+    names = (
+        "split_seed",
+        "group_by",
+        "scheduler",
+        "max_rejects",
+        "time_limit",
+        "retry_rejected",
+        "prune",
+        "overwrite",
+    )
     passed = {name: options[name] for name in names}
     per_shard = options["videos_per_shard"]
     return {"recipe": recipe, "val": val, "test": test, "workers": workers, "per_shard": per_shard, **passed}

@@ -3,7 +3,10 @@
 The only file that imports Dask.
 """
 
+import faulthandler
 import logging
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +20,11 @@ Report = Callable[[int], None]
 Work = Callable[[TaskT, Report], ResultT]
 
 PROGRESS = "reelcache-progress"
+CONNECT_SECONDS = 10
+
+
+class WorkerDied(Exception):
+    """A worker process ended in the middle of its task: a decoder crashed, hung, or took all memory."""
 
 
 def run(
@@ -26,11 +34,13 @@ def run(
     *,
     workers: int,
     scheduler: str | None = None,
+    time_limit: float,
 ) -> Iterator[tuple[TaskT, ResultT | Exception]]:
     """Do `work(task, report)` for every task and yield each with its result, or what it failed with.
 
-    `workers` 0: here, one after the other; else that many processes of this machine. `scheduler`: the
-    address of a running one, instead. Raises `UserError` where no scheduler answers.
+    `workers` 0: here, one after the other, where a crash is a crash; else that many processes of this machine.
+    `scheduler`: the address of a running one, instead. A worker that reports nothing for `time_limit` seconds ends
+    itself; a task whose worker ended comes back as `WorkerDied`. Raises `UserError` where no scheduler answers.
     """
     if scheduler is None and workers == 0:
         for task in tasks:
@@ -40,31 +50,49 @@ def run(
                 yield task, error
         return
     with _client(min(workers, len(tasks)), scheduler) as client:
-        yield from _run_on(client, work, tasks, report)
+        yield from _run_on(client, partial(_work_there, work, time_limit), tasks, report)
 
 
 def _run_on(
-    client: Any, work: Work[TaskT, ResultT], tasks: Sequence[TaskT], report: Report
+    client: Any, work: Callable[[TaskT], ResultT], tasks: Sequence[TaskT], report: Report
 ) -> Iterator[tuple[TaskT, ResultT | Exception]]:
-    from distributed import as_completed
+    from distributed import KilledWorker, as_completed
 
     client.subscribe_topic(PROGRESS, lambda event: report(event[1]))
-    futures = {client.submit(partial(_work_there, work), task, pure=False): task for task in tasks}
+    futures = {client.submit(work, task, pure=False): task for task in tasks}
     for future in as_completed(futures):
         try:
             result = future.result()
-        except Exception as error:  # the work's own, a worker that died too often, a scheduler that went away
+        except KilledWorker as error:
+            result = WorkerDied(str(error))
+        except Exception as error:  # the work's own, or a scheduler that went away
             result = error
         yield futures[future], result
         future.release()
 
 
-def _work_there(work: Work[TaskT, ResultT], task: TaskT) -> ResultT:
-    """Runs on a worker: progress goes back to the client as events."""
+def _work_there(work: Work[TaskT, ResultT], time_limit: float, task: TaskT) -> ResultT:
+    """Runs on a worker: progress goes back to the client as events, silence ends the process."""
     from distributed import get_worker
 
     worker = get_worker()
-    return work(task, lambda count: worker.log_event(PROGRESS, count))
+    with open(os.devnull, "w") as nowhere:
+        armed = 0.0
+
+        def report(count: int) -> None:
+            nonlocal armed
+            if count:
+                worker.log_event(PROGRESS, count)
+            if time.monotonic() - armed > min(1.0, time_limit / 4):
+                armed = time.monotonic()
+                # Not a Python thread: it also ends a process whose decoder never gives the GIL back.
+                faulthandler.dump_traceback_later(time_limit, exit=True, file=nowhere)
+
+        report(0)
+        try:
+            return work(task, report)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 @contextmanager
@@ -74,7 +102,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
 
     if scheduler is not None:
         try:
-            client = Client(scheduler, timeout="5s")
+            client = Client(scheduler, timeout=CONNECT_SECONDS)
         except (OSError, ValueError, TimeoutError) as error:
             raise UserError(
                 f"--scheduler {scheduler}: no Dask scheduler answers there ({error}); "
@@ -84,7 +112,12 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
             yield client
         return
     # A worker decodes one video at a time on one thread; more threads would only fight over the cores.
-    config = {"distributed.worker.memory.terminate": False, "distributed.admin.tick.limit": "1h"}
+    config = {
+        "distributed.worker.memory.terminate": False,
+        "distributed.admin.tick.limit": "1h",
+        # The first death brings the task back: it is done again with every video in a process of its own.
+        "distributed.scheduler.allowed-failures": 0,
+    }
     with (
         dask.config.set(config),
         LocalCluster(
@@ -92,7 +125,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
             threads_per_worker=1,
             processes=True,
             dashboard_address=None,
-            silence_logs=logging.ERROR,
+            silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline import cluster
 from pipeline.build import Built, build_shard
 from pipeline.errors import UserError, WorkFailed
-from pipeline.plan import Plan, assign_splits, lost_videos, plan, redirect, split_warnings
+from pipeline.plan import Plan, ShardTask, assign_splits, lost_videos, plan, redirect, split_warnings
 from pipeline.recipe import Recipe
 from pipeline.shards.directory import (
     Standing,
@@ -61,13 +62,15 @@ def build_set(
     overwrite: bool = False,
     retry_rejected: bool = False,
     max_rejects: int | None = None,
+    time_limit: float = 120.0,
     stage: Stage = no_stage,
 ) -> BuildReport:
     """Make the set at `root` hold the videos of `source`, and exactly those.
 
     What stands already is kept: frames whose source bytes are the same are copied, never decoded again.
-    Raises `UserError` for wrong use, `WorkFailed` where shards could not be written, or where more than
-    `max_rejects` videos were rejected: the shards that were finished by then stay.
+    A video that crashes its decoder, or gives no frame for `time_limit` seconds, is rejected like any other bad
+    one (not with `workers` 0: there is no other process). Raises `UserError` for wrong use, `WorkFailed` where
+    shards could not be written, or where more than `max_rejects` videos were rejected: finished shards stay.
     """
     # Absolute: the workers of a running cluster stand in folders of their own.
     listed = list_videos(source.absolute(), group_by)
@@ -82,7 +85,7 @@ def build_set(
         standing.forget_rejected()
     todo = plan(videos, digests, standing, per_shard)
     before = begin(root)
-    built = _carry_out(todo, standing, root, recipe, workers, scheduler, max_rejects, stage)
+    built = _carry_out(todo, standing, root, recipe, workers, scheduler, max_rejects, time_limit, stage)
     end(root, before, set(todo.names))
     sweep_abandoned(root)
     asked = {} if any(video.split for video in listed) else {"val": val, "test": test}
@@ -140,6 +143,7 @@ def _carry_out(
     workers: int,
     scheduler: str | None,
     max_rejects: int | None,
+    time_limit: float,
     stage: Stage,
 ) -> list[Built]:
     if not todo.tasks:
@@ -148,16 +152,33 @@ def _carry_out(
     tasks = [redirect(task, moved) for task in todo.tasks]
     step = stage("building", sum(len(task.items) for task in tasks))
     work = partial(build_shard, root=str(root.resolve()), recipe=recipe)
-    built, failed = [], []
-    for task, result in cluster.run(work, tasks, step, workers=workers, scheduler=scheduler):
+    built: list[Built] = []
+    failed: dict[str, Exception] = {}
+    died: list[ShardTask] = []
+
+    def collect(task: ShardTask, result: Built | Exception) -> None:
         if isinstance(result, Built):
             built.append(result)
             _stop_at(max_rejects, sum(shard.rejected for shard in built))
         else:
-            failed.append(f"{task.name}: {type(result).__name__}: {result}")
+            failed[task.name] = result
+
+    where: dict[str, Any] = {"workers": workers, "scheduler": scheduler}
+    for task, result in cluster.run(work, tasks, step, **where, time_limit=time_limit):
+        if isinstance(result, cluster.WorkerDied):
+            died.append(task)
+        else:
+            collect(task, result)
+    if died:
+        # One video of these shards ends its worker: each gets a process of its own, and that one is found.
+        step = stage("building apart", sum(len(task.items) for task in died))
+        apart = partial(work, time_limit=time_limit)
+        for task, result in cluster.run(apart, died, step, **where, time_limit=2 * time_limit):
+            collect(task, result)
     if failed:
+        reasons = [f"{name}: {type(error).__name__}: {error}" for name, error in failed.items()]
         raise WorkFailed(
             f"{len(failed)} of {len(tasks)} shards could not be written; the others are safe, and the same "
-            "command goes on from there\n  " + "\n  ".join(failed[:10])
+            "command goes on from there\n  " + "\n  ".join(reasons[:10])
         )
     return built

@@ -126,21 +126,21 @@ def set_bytes(root: Path) -> dict[str, bytes]:
 
 
 @contextmanager
-def dask_cluster(folder: Path, workers: int) -> Iterator[str]:
-    """A scheduler and workers as processes of their own, in a folder of their own; yields the address."""
+def dask_cluster(folder: Path, workers: int) -> Iterator[tuple[str, list["subprocess.Popen[bytes]"]]]:
+    """A scheduler and workers as processes of their own, in another folder; yields the address and the workers."""
     address_file = folder / "scheduler.json"
     dask = [sys.executable, "-m", "dask"]
     quiet = {"cwd": "/", "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     local = ["--host", "127.0.0.1", "--scheduler-file", str(address_file), "--no-dashboard"]
     processes = [subprocess.Popen([*dask, "scheduler", *local, "--port", "0"], **quiet)]  # type: ignore[call-overload]
-    scratch = ["--nthreads", "1", "--local-directory", str(folder)]
+    scratch = ["--nthreads", "1", "--no-nanny", "--local-directory", str(folder)]
     join = ["--scheduler-file", str(address_file), "--no-dashboard", "--host", "127.0.0.1", *scratch]
     try:
         while not address_file.exists() or not address_file.read_text().endswith("}"):
             assert processes[0].poll() is None, "the scheduler did not start"
             time.sleep(0.05)
         processes += [subprocess.Popen([*dask, "worker", *join], **quiet) for _ in range(workers)]  # type: ignore[call-overload]
-        yield json.loads(address_file.read_text())["address"]
+        yield json.loads(address_file.read_text())["address"], processes[1:]
     finally:
         for process in reversed(processes):
             process.terminate()

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from conftest import dask_cluster, replace_packet, set_bytes, write_video
+from conftest import replace_packet, set_bytes, write_video
 
 from pipeline.decode import get_decoder
 from pipeline.driver import BuildReport, build_set
@@ -378,14 +378,3 @@ def test_frames_that_vanish_while_they_are_copied_are_decoded(
         assert build(labelled_videos, tmp_path / "set").decoded == 8
     build(labelled_videos, tmp_path / "fresh")
     assert set_bytes(tmp_path / "set") == set_bytes(tmp_path / "fresh")
-
-
-def test_a_running_scheduler_serves_and_its_workers_stand_elsewhere(
-    labelled_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build(labelled_videos, tmp_path / "local")
-    monkeypatch.chdir(tmp_path)
-    with dask_cluster(tmp_path, workers=1) as address:
-        report = build(Path("videos"), Path("remote"), scheduler=address)
-    assert report.decoded == 8
-    assert set_bytes(tmp_path / "remote") == set_bytes(tmp_path / "local")

@@ -68,7 +68,6 @@ def test_nothing_but_bad_videos_is_failed_work(tmp_path: Path) -> None:
         ("--val", "1.5", "--val 1.5"),
         ("--max-frames", "0", "--max-frames 0: must be 1 or more"),
         ("--decoder", "magic", "no decoder is called 'magic'; there are pyav, opencv"),
-        ("--scheduler", "tcp://127.0.0.1:1", "no Dask scheduler answers there"),
     ],
 )
 def test_wrong_flags_are_named(labelled_videos: Path, tmp_path: Path, flag: str, value: str, message: str) -> None:

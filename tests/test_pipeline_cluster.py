@@ -1,0 +1,73 @@
+"""A cluster that runs already: real scheduler and worker processes on loopback, also when one is killed."""
+
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import dask_cluster, set_bytes, write_video
+
+from pipeline import cluster
+from pipeline.driver import build_set
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe
+from pipeline.shards.index import read_set
+
+SMALL = Recipe(width=32, height=32)
+
+
+def test_a_running_scheduler_serves_though_its_workers_stand_elsewhere(
+    labelled_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_set(labelled_videos, tmp_path / "local", SMALL, per_shard=2)
+    monkeypatch.chdir(tmp_path)
+    with dask_cluster(tmp_path, workers=1) as (address, _):
+        report = build_set(Path("videos"), Path("remote"), SMALL, per_shard=2, scheduler=address)
+    assert report.decoded == 8
+    assert set_bytes(tmp_path / "remote") == set_bytes(tmp_path / "local")
+
+
+def test_a_worker_that_is_killed_costs_time_and_nothing_else(tmp_path: Path) -> None:
+    videos, root = tmp_path / "videos", tmp_path / "remote"
+    for number in range(16):
+        write_video(videos / "cats" / f"{number}.mp4", frames=300, size=(320, 240), salt=number)
+    build_set(videos, tmp_path / "local", SMALL, per_shard=2)
+    left: list[str | None] = []
+
+    def kill(worker: "subprocess.Popen[bytes]") -> None:
+        while not any(root.glob(".tmp-*@train-*")):
+            time.sleep(0.002)
+        worker.kill()
+        worker.wait()
+        left.append(read_set(root, whole=False).unfinished)
+
+    with dask_cluster(tmp_path, workers=2) as (address, workers):
+        killer = threading.Thread(target=kill, args=(workers[0],))
+        killer.start()
+        build_set(videos, root, SMALL, per_shard=2, scheduler=address)
+        killer.join()
+    assert left[0] is not None  # it met a build in progress
+    assert set_bytes(root) == set_bytes(tmp_path / "local")
+
+
+def test_no_scheduler_no_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(task: int, report: cluster.Report) -> int:
+        report(1)
+        return task
+
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    with pytest.raises(UserError, match="no Dask scheduler answers there"):
+        list(cluster.run(work, [1], lambda _: None, workers=0, scheduler="tcp://127.0.0.1:1", time_limit=9.0))
+
+
+def test_in_process_each_task_yields_its_result_or_its_error() -> None:
+    def work(task: int, report: cluster.Report) -> float:
+        report(1)
+        return 1 / task
+
+    steps: list[int] = []
+    found = list(cluster.run(work, [1, 0, 2], steps.append, workers=0, time_limit=9.0))
+    assert [task for task, _ in found] == [1, 0, 2]
+    assert found[0][1] == 1 and isinstance(found[1][1], ZeroDivisionError) and found[2][1] == 0.5
+    assert steps == [1, 1, 1]
