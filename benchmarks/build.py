@@ -24,7 +24,7 @@ import click
 import cv2
 
 from pipeline.decode import get_decoder
-from pipeline.decode.pyav import _choose, _decode_skipping, _demux, _open
+from pipeline.decode.pyav import _choose, _decode_skipping, _demux, _open, _time
 from pipeline.recipe import Recipe
 from pipeline.sources import list_videos
 
@@ -72,7 +72,7 @@ def limit(path: str) -> int:
     """Only the needed frames decoded, none converted."""
     with _open(path) as (container, stream):
         packets = list(_demux(container, stream))
-        times = [(p.pts, p.duration or 0, p.is_keyframe, p.is_discard) for p in packets]
+        times = [_time(packet) for packet in packets]
         slots = _choose(times, stream, RECIPE)
         left = len(slots)
         for frame in _decode_skipping(packets, times, slots, stream):

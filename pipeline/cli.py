@@ -1,11 +1,15 @@
 """`prep`: videos to shards. Heavy imports stay inside the commands, so that `--help` answers at once."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.console import Commands, human_bytes, json_option, print_json, print_table, progress, warn
+
+if TYPE_CHECKING:
+    from pipeline.driver import Wanted
+    from pipeline.estimate import Estimate
 
 DEFAULT_VIDEOS = Path("data/videos")
 DEFAULT_SHARDS = Path("data/shards")
@@ -73,12 +77,13 @@ def sample_videos(folder: Path, videos: int, splits: str, seed: int, overwrite: 
     help="A video that gives no frame for so long is rejected.",
 )  # fmt: skip
 @click.option("--retry-rejected", is_flag=True, help="Try videos again that an earlier build rejected.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be made: videos, frames, bytes, time.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if any video was rejected or damaged.")
 @click.option("--max-rejects", type=click.IntRange(0), metavar="N", help="Stop as soon as more are rejected.")
 @click.option("--prune", is_flag=True, help="Drop videos from the set that SRC no longer has.")
 @click.option("--overwrite", is_flag=True, help="Remove the set that stands in --out first.")
 @json_option
-def build_shards(source: Path, out: Path, strict: bool, as_json: bool, **options: Any) -> None:
+def build_shards(source: Path, out: Path, dry_run: bool, strict: bool, as_json: bool, **options: Any) -> None:
     """Decode the videos of SRC (default data/videos) into the shard set --out.
 
     SRC is a folder of <label>/*.mp4 or <split>/<label>/*.mp4, or a CSV with path,label[,split][,group][,key].
@@ -87,14 +92,21 @@ def build_shards(source: Path, out: Path, strict: bool, as_json: bool, **options
     \b
     Example:  prep build-shards rwf-2000 --out data/rwf --fps 5 --size 112
     """
-    from pipeline.driver import build_set
+    from pipeline.driver import build_set, estimate_set
     from pipeline.errors import WorkFailed
     from pipeline.shards.index import read_set
     from pipeline.summary import summarize
 
-    settings = _build_settings(options)
+    wanted = _wanted(source, options)
+    workers = options["workers"] if options["workers"] is not None else _cores()
+    if dry_run:
+        with progress("videos") as stage:
+            found = estimate_set(wanted, out, workers=workers, overwrite=options["overwrite"], stage=stage)
+        _print_estimate(out, found, as_json)
+        return
+    names = ("scheduler", "overwrite", "max_rejects", "time_limit")
     with progress("videos") as stage:
-        report = build_set(source, out, stage=stage, **settings)
+        report = build_set(wanted, out, workers=workers, stage=stage, **{name: options[name] for name in names})
     summary = summarize(read_set(out, whole=False))
     for message in report.warnings:
         warn(message)
@@ -140,9 +152,28 @@ def inspect(shards: Path, as_json: bool) -> None:
     _print_broken(summary)
 
 
-def _build_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of `build-shards` as `build_set` takes them. Raises `UserError`."""
+def _print_estimate(out: Path, found: "Estimate", as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        print_json(asdict(found))
+        return
+    print_table(
+        f"{out}: nothing was written",
+        [
+            ("videos", f"{found.videos:,}, about {found.unreadable:,} of them unreadable"),
+            ("length", f"{found.hours:,.2f} hours"),
+            ("frames", f"{found.frames:,}"),
+            ("bytes", f"{human_bytes(found.bytes)} in {found.shards:,} shards"),
+            ("this build", f"decodes {found.decode:,} videos in about {found.seconds:,.0f} s"),
+        ],
+    )
+
+
+def _wanted(source: Path, options: dict[str, Any]) -> "Wanted":
+    """The options of `build-shards` that say what the set is to hold. Raises `UserError`."""
     from pipeline.decode import get_decoder
+    from pipeline.driver import Wanted
     from pipeline.errors import UserError
     from pipeline.recipe import Recipe, parse_fps, parse_size
 
@@ -163,20 +194,9 @@ def _build_settings(options: dict[str, Any]) -> dict[str, Any]:
         max_frames=options["max_frames"],
         on_corrupt=options["on_corrupt"],
     )
-    workers = options["workers"] if options["workers"] is not None else _cores()
-    names = (
-        "split_seed",
-        "group_by",
-        "scheduler",
-        "max_rejects",
-        "time_limit",
-        "retry_rejected",
-        "prune",
-        "overwrite",
-    )
-    passed = {name: options[name] for name in names}
-    per_shard = options["videos_per_shard"]
-    return {"recipe": recipe, "val": val, "test": test, "workers": workers, "per_shard": per_shard, **passed}
+    names = ("val", "test", "split_seed", "group_by", "prune", "retry_rejected")
+    rest = {name: options[name] for name in names}
+    return Wanted(source, recipe, per_shard=options["videos_per_shard"], **rest)
 
 
 def _cores() -> int:

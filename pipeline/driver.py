@@ -11,6 +11,7 @@ from typing import Any
 from pipeline import cluster
 from pipeline.build import Built, build_shard
 from pipeline.errors import UserError, WorkFailed
+from pipeline.estimate import Estimate, estimate
 from pipeline.plan import Plan, ShardTask, assign_splits, lost_videos, plan, redirect, split_warnings
 from pipeline.recipe import Recipe
 from pipeline.shards.directory import (
@@ -18,6 +19,7 @@ from pipeline.shards.directory import (
     begin,
     end,
     file_sha256,
+    look_at_set,
     open_set,
     scan,
     snapshot,
@@ -46,49 +48,54 @@ def no_stage(what: str, total: int) -> Callable[[int], None]:  # noqa: ARG001
     return lambda steps: None  # noqa: ARG005
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a set is to hold: which videos, in which splits and how many to a shard, and what may go.
+
+    `val`, `test`: shares of the groups where the source names no split; `prune`: videos that the source no
+    longer has are dropped; `retry_rejected`: those that were rejected are tried again.
+    """
+
+    source: Path
+    recipe: Recipe
+    val: float = 0.2
+    test: float = 0.0
+    split_seed: int = 0
+    group_by: str | None = None
+    per_shard: int = 32
+    prune: bool = False
+    retry_rejected: bool = False
+
+
 def build_set(
-    source: Path,
+    wanted: Wanted,
     root: Path,
-    recipe: Recipe,
     *,
-    val: float = 0.2,
-    test: float = 0.0,
-    split_seed: int = 0,
-    group_by: str | None = None,
-    per_shard: int = 32,
     workers: int = 0,
     scheduler: str | None = None,
-    prune: bool = False,
     overwrite: bool = False,
-    retry_rejected: bool = False,
     max_rejects: int | None = None,
     time_limit: float = 120.0,
     stage: Stage = no_stage,
 ) -> BuildReport:
-    """Make the set at `root` hold the videos of `source`, and exactly those.
+    """Make the set at `root` hold the videos of its source, and exactly those.
 
     What stands already is kept: frames whose source bytes are the same are copied, never decoded again.
     A video that crashes its decoder, or gives no frame for `time_limit` seconds, is rejected like any other bad
     one (not with `workers` 0: there is no other process). Raises `UserError` for wrong use, `WorkFailed` where
     shards could not be written, or where more than `max_rejects` videos were rejected: finished shards stay.
     """
-    # Absolute: the workers of a running cluster stand in folders of their own.
-    listed = list_videos(source.absolute(), group_by)
-    videos = assign_splits(listed, val, test, split_seed)
-    open_set(root, recipe, overwrite=overwrite)
+    listed = _listed(wanted)
+    videos = _split(wanted, listed)
+    asked = {} if any(video.split for video in listed) else {"val": wanted.val, "test": wanted.test}
+    open_set(root, wanted.recipe, overwrite=overwrite)
     sweep_abandoned(root)
-    standing = scan(root, recipe)
-    # A set that starts from nothing has nothing to compare with: its workers read each source once.
-    digests = read_digests(videos, stage) if standing.frames or standing.shards else {}
-    _refuse_to_lose(videos, digests, standing, source, prune)
-    if retry_rejected:
-        standing.forget_rejected()
-    todo = plan(videos, digests, standing, per_shard)
+    standing = scan(root, wanted.recipe)
+    todo = _plan(wanted, videos, standing, stage)
     before = begin(root)
-    built = _carry_out(todo, standing, root, recipe, workers, scheduler, max_rejects, time_limit, stage)
+    built = _carry_out(todo, standing, root, wanted.recipe, workers, scheduler, max_rejects, time_limit, stage)
     end(root, before, set(todo.names))
     sweep_abandoned(root)
-    asked = {} if any(video.split for video in listed) else {"val": val, "test": test}
     return BuildReport(
         decoded=sum(shard.decoded for shard in built),
         copied=sum(shard.copied for shard in built),
@@ -97,6 +104,38 @@ def build_set(
         shards_kept=len(todo.names) - len(built),
         warnings=tuple(split_warnings(videos, asked)),
     )
+
+
+def estimate_set(
+    wanted: Wanted, root: Path, *, workers: int = 0, overwrite: bool = False, stage: Stage = no_stage
+) -> Estimate:
+    """What `build_set` would make and take. Makes and removes nothing. Raises `UserError` as it does."""
+    videos = _split(wanted, _listed(wanted))
+    standing = look_at_set(root, wanted.recipe, overwrite=overwrite)
+    return estimate(videos, _plan(wanted, videos, standing, stage), wanted.recipe, workers)
+
+
+def _listed(wanted: Wanted) -> list[Video]:
+    # Absolute: the workers of a running cluster stand in folders of their own.
+    return list_videos(wanted.source.absolute(), wanted.group_by)
+
+
+def _split(wanted: Wanted, listed: list[Video]) -> list[Video]:
+    return assign_splits(listed, wanted.val, wanted.test, wanted.split_seed)
+
+
+def _plan(wanted: Wanted, videos: list[Video], standing: Standing, stage: Stage) -> Plan:
+    # A set that starts from nothing has nothing to compare with: its workers read each source once.
+    digests = read_digests(videos, stage) if standing.frames or standing.shards else {}
+    lost = lost_videos(videos, digests, standing)
+    if lost and not wanted.prune:
+        raise UserError(
+            f"{len(lost)} videos of the set are no longer in {wanted.source} or cannot be read, the first is "
+            f"{lost[0]}: pass --prune to drop them from the set, or give another --out for another set"
+        )
+    if wanted.retry_rejected:
+        standing.forget_rejected()
+    return plan(videos, digests, standing, wanted.per_shard)
 
 
 def read_digests(videos: Sequence[Video], stage: Stage = no_stage) -> dict[str, str]:
@@ -114,17 +153,6 @@ def read_digests(videos: Sequence[Video], stage: Stage = no_stage) -> dict[str, 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(digest, videos)
         return {video.id: sha for video, sha in zip(videos, found, strict=True) if sha}
-
-
-def _refuse_to_lose(
-    videos: Sequence[Video], digests: dict[str, str], standing: Standing, source: Path, prune: bool
-) -> None:
-    lost = lost_videos(videos, digests, standing)
-    if lost and not prune:
-        raise UserError(
-            f"{len(lost)} videos of the set are no longer in {source} or cannot be read, the first is {lost[0]}: "
-            "pass --prune to drop them from the set, or give another --out for another set"
-        )
 
 
 def _stop_at(max_rejects: int | None, rejected: int) -> None:

@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 import pytest
 from av.video.stream import VideoStream
+from click.testing import Result
 from numpy.typing import NDArray
 
-from pipeline.driver import build_set
+from pipeline.driver import Wanted, build_set
 from pipeline.recipe import Recipe
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -110,7 +111,7 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(24):
         split, label = ("train", "val")[number % 3 == 0], ("cats", "dogs")[number % 2]
         write_video(root / "videos" / split / label / f"{number}.mp4", frames=20 + 6 * number, salt=number)
-    build_set(root / "videos", root / "shards", Recipe(width=48, height=48), per_shard=4)
+    build_set(Wanted(root / "videos", Recipe(width=48, height=48), per_shard=4), root / "shards")
     return root / "shards"
 
 
@@ -145,3 +146,11 @@ def dask_cluster(folder: Path, workers: int) -> Iterator[tuple[str, list["subpro
         for process in reversed(processes):
             process.terminate()
             process.wait()
+
+
+def assert_one_clear_line(result: Result, code: int, message: str) -> None:
+    """The command ended with `code` and one line that says `message`; no traceback."""
+    assert result.exit_code == code, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
+    assert len(errors) == 1 and message in errors[0], result.stderr
+    assert "Traceback" not in result.output

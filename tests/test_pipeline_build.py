@@ -11,7 +11,7 @@ import pytest
 from conftest import replace_packet, set_bytes, write_video
 
 from pipeline.decode import get_decoder
-from pipeline.driver import BuildReport, build_set
+from pipeline.driver import BuildReport, Wanted, build_set
 from pipeline.errors import UserError, WorkFailed
 from pipeline.recipe import Recipe
 from pipeline.shards import get_format
@@ -25,7 +25,8 @@ SMALL = Recipe(width=32, height=32)
 def build(source: Path, root: Path, **options: object) -> BuildReport:
     recipe = options.pop("recipe", SMALL)
     assert isinstance(recipe, Recipe)
-    return build_set(source, root, recipe, **{"per_shard": 2, **options})  # type: ignore[arg-type]
+    wanted = {"per_shard": 2, **{k: options.pop(k) for k in list(options) if k in Wanted.__dataclass_fields__}}
+    return build_set(Wanted(source, recipe, **wanted), root, **options)  # type: ignore[arg-type]
 
 
 def frames_by_video(root: Path) -> dict[str, bytes]:

@@ -5,20 +5,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import write_video
+from conftest import assert_one_clear_line, write_video
 
 from pipeline.cli import main
 
 
 def prep(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def assert_one_clear_line(result: Result, code: int, message: str) -> None:
-    assert result.exit_code == code, result.output
-    errors = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
-    assert len(errors) == 1 and message in errors[0], result.stderr
-    assert "Traceback" not in result.output
 
 
 def test_build_and_inspect_print_one_json_object_each(labelled_videos: Path, tmp_path: Path) -> None:
@@ -117,3 +110,19 @@ def test_strict_fails_when_a_video_was_rejected(labelled_videos: Path, tmp_path:
     result = prep("build-shards", labelled_videos, "--out", tmp_path / "set", "--workers", 0, "--strict")
     assert_one_clear_line(result, 1, "1 videos were rejected or damaged (--strict)")
     assert json.loads(prep("inspect", tmp_path / "set", "--json").stdout)["videos"] == 8
+
+
+def test_a_dry_run_counts_what_the_build_then_makes_and_writes_nothing(
+    labelled_videos: Path, tmp_path: Path
+) -> None:
+    (labelled_videos / "cats" / "text.mp4").write_text("not a video")
+    build = ["build-shards", labelled_videos, "--out", tmp_path / "set", "--workers", 0, "--json"]
+    foreseen = json.loads(prep(*build, "--dry-run").stdout)
+    assert not (tmp_path / "set").exists()
+    made = json.loads(prep(*build).stdout)
+    assert (foreseen["frames"], foreseen["shards"]) == (made["frames"], made["shards"])
+    assert (foreseen["videos"], foreseen["unreadable"], foreseen["decode"]) == (9, 1, 9)
+    assert foreseen["bytes"] == pytest.approx(made["bytes"], rel=0.1)
+    again = json.loads(prep(*build, "--dry-run").stdout)
+    assert (again["decode"], again["seconds"]) == (0, 0)
+    assert_one_clear_line(prep(*build, "--dry-run", "--fps", 10), 2, "this run asks for fps=10, not 5")

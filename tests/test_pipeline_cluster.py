@@ -9,7 +9,7 @@ import pytest
 from conftest import dask_cluster, set_bytes, write_video
 
 from pipeline import cluster
-from pipeline.driver import build_set
+from pipeline.driver import Wanted, build_set
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.shards.index import read_set
@@ -20,10 +20,10 @@ SMALL = Recipe(width=32, height=32)
 def test_a_running_scheduler_serves_though_its_workers_stand_elsewhere(
     labelled_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_set(labelled_videos, tmp_path / "local", SMALL, per_shard=2)
+    build_set(Wanted(labelled_videos, SMALL, per_shard=2), tmp_path / "local")
     monkeypatch.chdir(tmp_path)
     with dask_cluster(tmp_path, workers=1) as (address, _):
-        report = build_set(Path("videos"), Path("remote"), SMALL, per_shard=2, scheduler=address)
+        report = build_set(Wanted(Path("videos"), SMALL, per_shard=2), Path("remote"), scheduler=address)
     assert report.decoded == 8
     assert set_bytes(tmp_path / "remote") == set_bytes(tmp_path / "local")
 
@@ -32,7 +32,7 @@ def test_a_worker_that_is_killed_costs_time_and_nothing_else(tmp_path: Path) -> 
     videos, root = tmp_path / "videos", tmp_path / "remote"
     for number in range(16):
         write_video(videos / "cats" / f"{number}.mp4", frames=300, size=(320, 240), salt=number)
-    build_set(videos, tmp_path / "local", SMALL, per_shard=2)
+    build_set(Wanted(videos, SMALL, per_shard=2), tmp_path / "local")
     left: list[str | None] = []
 
     def kill(worker: "subprocess.Popen[bytes]") -> None:
@@ -45,7 +45,7 @@ def test_a_worker_that_is_killed_costs_time_and_nothing_else(tmp_path: Path) -> 
     with dask_cluster(tmp_path, workers=2) as (address, workers):
         killer = threading.Thread(target=kill, args=(workers[0],))
         killer.start()
-        build_set(videos, root, SMALL, per_shard=2, scheduler=address)
+        build_set(Wanted(videos, SMALL, per_shard=2), root, scheduler=address)
         killer.join()
     assert left[0] is not None  # it met a build in progress
     assert set_bytes(root) == set_bytes(tmp_path / "local")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from conftest import set_bytes, write_video
 
-from pipeline.driver import build_set
+from pipeline.driver import Wanted, build_set
 from pipeline.recipe import Recipe
 from pipeline.shards.index import read_set
 
@@ -52,7 +52,7 @@ def test_killed_builds_go_on_and_end_the_same(tmp_path: Path) -> None:
     for number in range(16):
         path = tmp_path / "videos" / ("cats", "dogs")[number % 2] / f"{number}.mp4"
         write_video(path, frames=300, size=(320, 240), salt=number)
-    build_set(tmp_path / "videos", tmp_path / "undisturbed", Recipe(), per_shard=4, workers=0)
+    build_set(Wanted(tmp_path / "videos", Recipe(), per_shard=4), tmp_path / "undisturbed")
     expected = set_bytes(tmp_path / "undisturbed")
     kill_and_go_on(tmp_path / "videos", tmp_path / "set", expected, kills=4, latest=0.1)
 
@@ -64,7 +64,7 @@ def test_ten_kills_of_a_build_of_the_real_clips(real_clips: Path, tmp_path: Path
         (source / "fight").mkdir(parents=True)
         for path in sorted((real_clips / "fight").iterdir())[:40]:
             (source / "fight" / path.name).symlink_to(path)
-    build_set(source, tmp_path / "undisturbed", Recipe(), per_shard=4, workers=0)
+    build_set(Wanted(source, Recipe(), per_shard=4), tmp_path / "undisturbed")
     expected = set_bytes(tmp_path / "undisturbed")
     kills, latest = (10, 2.0) if exhaustive else (2, 0.5)
     kill_and_go_on(source, tmp_path / "set", expected, kills, latest)

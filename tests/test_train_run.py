@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from conftest import assert_one_clear_line
 
 from train import checkpoint
 from train.cli import main
@@ -17,12 +18,6 @@ QUICK = ["--model", "early_fusion", "--frames", "4", "--batch-size", "8", "--pre
 
 def train(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def assert_one_clear_line(result: Result, code: int, message: str) -> None:
-    assert result.exit_code == code, result.output
-    errors = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
-    assert len(errors) == 1 and message in errors[0], result.stderr
 
 
 def sha256(path: Path) -> str:

@@ -32,6 +32,13 @@ class Decoder(Protocol):
         """
         ...
 
+    def count(self, path: str, recipe: Recipe) -> int:
+        """How many frames `frames` would give, from the container alone where it tells; nothing is decoded then.
+
+        Raises `DecodeError`.
+        """
+        ...
+
     def version(self) -> str:
         """Name and version of the library that decodes, kept with every sample."""
         ...

@@ -26,6 +26,10 @@ class OpenCV:
         """OpenCV's version."""
         return f"opencv {cv2.__version__}"
 
+    def count(self, path: str, recipe: Recipe) -> int:
+        """See `pipeline.decode.Decoder.count`. OpenCV tells no times without decoding."""
+        return sum(1 for _ in self.frames(path, recipe))
+
     def frames(self, path: str, recipe: Recipe) -> Iterator[Frame]:
         """See `pipeline.decode.Decoder.frames`."""
         capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])

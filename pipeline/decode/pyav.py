@@ -30,6 +30,8 @@ HELD_BYTES = 64 << 20
 # are the groups of pictures that may be left out. (A GIF's "keyframes" paint on what was there before.)
 SEEKABLE_CODECS = {"h264", "hevc", "vp8", "vp9", "av1"}
 
+Time = tuple[int, int, bool, bool]  # of a packet: pts, duration, keyframe, discarded by an edit list
+
 av.logging.set_level(None)  # reasons come as exceptions; FFmpeg's own chatter belongs to nobody
 
 
@@ -40,6 +42,15 @@ class PyAV:
         """PyAV's version and that of the FFmpeg library inside."""
         codec = ".".join(map(str, av.library_versions["libavcodec"]))
         return f"pyav {av.__version__}, libavcodec {codec}"
+
+    def count(self, path: str, recipe: Recipe) -> int:
+        """See `pipeline.decode.Decoder.count`."""
+        try:
+            with _open(path) as (container, stream):
+                times = [_time(packet) for packet in _demux(container, stream)]
+                return sum(_choose(times, stream, recipe).values())
+        except (_CannotChoose, av.FFmpegError):
+            return sum(1 for _ in _decode_all(path, recipe))
 
     def frames(self, path: str, recipe: Recipe) -> Iterator[Frame]:
         """See `pipeline.decode.Decoder.frames`."""
@@ -83,16 +94,20 @@ def _demux(container: InputContainer, stream: VideoStream) -> Iterator[Any]:
     return (packet for packet in container.demux(stream) if packet.size)
 
 
+def _time(packet: Any) -> Time:
+    if packet.pts is None:
+        raise _CannotChoose
+    return packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard
+
+
 def _decode_chosen(path: str, recipe: Recipe) -> Iterator[Frame]:
     """Choose from the packets' times, then decode only what those frames need."""
     with _open(path) as (container, stream):
         held: list[Any] | None = []
         bytes_held = 0
-        times: list[tuple[int, int, bool, bool]] = []  # pts, duration, keyframe, discarded by an edit list
+        times: list[Time] = []
         for packet in _demux(container, stream):
-            if packet.pts is None:
-                raise _CannotChoose
-            times.append((packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
+            times.append(_time(packet))
             bytes_held += packet.size
             if held is not None:
                 held.append(packet)
@@ -105,7 +120,7 @@ def _decode_chosen(path: str, recipe: Recipe) -> Iterator[Frame]:
         yield from _decode_needed(_demux(container, stream), times, slots, stream, recipe)
 
 
-def _choose(times: list[tuple[int, int, bool, bool]], stream: VideoStream, recipe: Recipe) -> dict[int, int]:
+def _choose(times: list[Time], stream: VideoStream, recipe: Recipe) -> dict[int, int]:
     """How many slots each kept pts fills, in order of display."""
     shown = sorted((pts, duration) for pts, duration, _, discarded in times if not discarded)
     pts = [p for p, _ in shown]
@@ -118,7 +133,7 @@ def _choose(times: list[tuple[int, int, bool, bool]], stream: VideoStream, recip
 
 def _decode_needed(
     packets: Iterable[Any],
-    times: list[tuple[int, int, bool, bool]],
+    times: list[Time],
     slots: dict[int, int],
     stream: VideoStream,
     recipe: Recipe,
@@ -142,7 +157,7 @@ def _decode_needed(
 
 def _decode_skipping(
     packets: Iterable[Any],
-    times: list[tuple[int, int, bool, bool]],
+    times: list[Time],
     slots: dict[int, int],
     stream: VideoStream,
 ) -> Iterator[av.VideoFrame]:

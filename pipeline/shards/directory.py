@@ -81,6 +81,21 @@ def open_set(root: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
         _refuse_other_files(root)
     root.mkdir(parents=True, exist_ok=True)
     _write_first(root, RECIPE_FILE, recipe_text(recipe))
+    _refuse_another_recipe(root, recipe)
+
+
+def look_at_set(root: Path, recipe: Recipe, *, overwrite: bool = False) -> Standing:
+    """What `open_set` and `scan` would find, without making or removing anything. Raises `UserError`."""
+    if not (root / RECIPE_FILE).exists():
+        _refuse_other_files(root)
+        return Standing()
+    if overwrite:
+        return Standing()
+    _refuse_another_recipe(root, recipe)
+    return scan(root, recipe)
+
+
+def _refuse_another_recipe(root: Path, recipe: Recipe) -> None:
     differences = recipe.differences(read_recipe(root))
     if differences:
         raise UserError(

@@ -1,0 +1,75 @@
+"""`prep build-shards --dry-run`: what a build would make and take. Reads, writes nothing.
+
+Frames are counted from the packets of a sample of the videos, time from decoding a few of them.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pipeline.decode import get_decoder
+from pipeline.errors import DecodeError
+from pipeline.plan import Plan, identity
+from pipeline.recipe import Recipe
+from pipeline.sources import Video
+
+COUNTED = 300  # videos whose packets are read
+DECODE_SECONDS = 6.0  # spent on finding out how fast this machine decodes them
+MEMBER_BYTES = 2560  # of tar headers, `.npy` header, description and padding, beside a sample's pixels
+START_SECONDS = 2.0  # until a cluster of this machine is there
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A build before it is made. `seconds` and `decode` are of this run: what stands already is not made again."""
+
+    videos: int
+    unreadable: int
+    decode: int
+    hours: float
+    frames: int
+    bytes: int
+    shards: int
+    seconds: float
+
+
+def estimate(videos: Sequence[Video], todo: Plan, recipe: Recipe, workers: int) -> Estimate:
+    """From the videos, the plan of the build, and a sample that is the same at every call."""
+    sample = sorted(videos, key=lambda video: identity(video.id))[:COUNTED]
+    decoder = get_decoder(recipe.decoder)
+    counts = []
+    for video in sample:
+        try:
+            counts.append(decoder.count(video.path, recipe))
+        except DecodeError:
+            continue
+    share = len(videos) / len(sample)
+    frames = sum(counts) * share
+    parts = sum(-(-count // recipe.max_frames) for count in counts) * share
+    to_decode = sum(1 for task in todo.tasks for item in task.items if not (item.reuse or item.rejected))
+    each = _seconds_each(sample, recipe) if to_decode else 0.0
+    return Estimate(
+        videos=len(videos),
+        unreadable=round((len(sample) - len(counts)) * share),
+        decode=to_decode,
+        hours=round(frames / float(recipe.fps) / 3600, 2),
+        frames=round(frames),
+        bytes=round(frames * recipe.height * recipe.width * 3 + parts * MEMBER_BYTES),
+        shards=len(todo.names),
+        seconds=round(to_decode * each / max(1, workers) + (START_SECONDS if workers and to_decode else 0), 1),
+    )
+
+
+def _seconds_each(sample: Sequence[Video], recipe: Recipe) -> float:
+    """Seconds that one process takes for a video, hashing and writing left out: they are small beside it."""
+    decoder = get_decoder(recipe.decoder)
+    began, decoded = time.perf_counter(), 0
+    for video in sample:
+        if time.perf_counter() - began > DECODE_SECONDS:
+            break
+        with suppress(DecodeError):  # a bad video takes its time, too
+            for _ in decoder.frames(video.path, recipe):
+                pass
+        decoded += 1
+    return (time.perf_counter() - began) / decoded
