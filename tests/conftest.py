@@ -44,6 +44,15 @@ def real_clips() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def awkward_videos() -> Path:
+    """The folder of real files that break video tools, with its `MANIFEST.tsv`."""
+    folder = SHARED / "awkward-videos"
+    if not folder.exists():
+        pytest.skip(f"needs the shared awkward videos, which are not at {folder}")
+    return folder
+
+
 def picture_number(number: int, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
     """A picture that shows its number: as grey in the whole, with a bright bar that moves."""
     picture = np.full((height, width, 3), 40 + 5 * (number % 40), np.uint8)

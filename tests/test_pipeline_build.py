@@ -1,5 +1,6 @@
 """Building sets: what is decoded, what is copied, what is rejected, and that nothing is lost."""
 
+import csv
 import json
 import os
 import shutil
@@ -379,3 +380,22 @@ def test_frames_that_vanish_while_they_are_copied_are_decoded(
         assert build(labelled_videos, tmp_path / "set").decoded == 8
     build(labelled_videos, tmp_path / "fresh")
     assert set_bytes(tmp_path / "set") == set_bytes(tmp_path / "fresh")
+
+
+def test_each_awkward_file_is_decoded_or_rejected_with_a_reason(awkward_videos: Path, tmp_path: Path) -> None:
+    with (awkward_videos / "MANIFEST.tsv").open(newline="") as lines:
+        listed = {row["path"]: row for row in csv.DictReader(lines, delimiter="\t")}
+    with (tmp_path / "videos.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "key"])
+        writer.writerows([awkward_videos / path, "awkward", path] for path in listed)
+    build(tmp_path / "videos.csv", tmp_path / "set")
+    shard_set = read_set(tmp_path / "set")
+    decoded = {sample.video for sidecar in shard_set.sidecars for sample in sidecar.samples}
+    rejected = {entry["video"]: entry["reason"] for entry in summarize(shard_set)["rejections"]}
+    assert len(listed) == 98
+    assert decoded | set(rejected) == set(listed)
+    assert all(rejected.values())
+    # FFmpeg decodes frames of every file but those; one of the rest breaks on the way, and says so.
+    empty = {path for path, row in listed.items() if row["frames_decoded_ffmpeg5.1"] in ("-", "0")}
+    assert set(set(rejected) - empty) == {"dmlc+decord/tests/test_data/corrupted.mp4"}
