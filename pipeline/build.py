@@ -1,6 +1,6 @@
 """One task → one committed shard. Runs on a worker, knows no Dask; a bad video never ends a build."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from pipeline.decode.apart import frames_apart
 from pipeline.errors import UserError
 from pipeline.plan import Item, ShardTask, sample_key
 from pipeline.recipe import Recipe
+from pipeline.report import Report
 from pipeline.shards import ShardWriter, get_format
 from pipeline.shards.directory import Reuse, commit, file_sha256, temporary
 from pipeline.shards.sidecar import Broken, Sample, Sidecar
 from pipeline.sources import Video
 
-Report = Callable[[int], None]  # called with the number of videos just done; 0: a frame came
+SLOWEST_DISK = 4_000_000  # bytes a second: a large file may be read so slowly before its first frame comes
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,11 @@ class _Filling:
 
     def _decode(self, video: Video) -> None:
         try:
-            source, size = file_sha256(video.path), Path(video.path).stat().st_size
+            size = Path(video.path).stat().st_size
+            slow = size / SLOWEST_DISK
+            self.report(0, slow)
+            source = file_sha256(video.path)
+            self.report(0, slow)
         except (OSError, ValueError) as error:
             self.rejected.append(_broken(video, None, f"cannot be read: {getattr(error, 'strerror', error)}", 0))
             return
@@ -146,7 +151,7 @@ class _Filling:
         def until_it_breaks() -> Iterator[Frame]:
             nonlocal count, reason
             try:
-                for frame in self._frames(video.path):
+                for frame in self._frames(video.path, slow):
                     count += 1
                     self.report(0)  # still alive
                     yield frame
@@ -169,10 +174,10 @@ class _Filling:
         del self.samples[before:]
         self.rejected.append(broken)
 
-    def _frames(self, path: str) -> Iterator[Frame]:
+    def _frames(self, path: str, slow: float) -> Iterator[Frame]:
         if self.time_limit is None:
             return self.decoder.frames(path, self.recipe)
-        return frames_apart(path, self.recipe, self.time_limit)
+        return frames_apart(path, self.recipe, self.time_limit + slow)
 
     def _write(self, video: Video, source: tuple[str, int], part: _Part, key: str) -> None:
         meta = self._meta(video, key, source, part)

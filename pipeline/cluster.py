@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pipeline.errors import UserError
+from pipeline.report import Report, Step
 
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
-Report = Callable[[int], None]
 Work = Callable[[TaskT, Report], ResultT]
 
 PROGRESS = "reelcache-progress"
@@ -30,13 +30,14 @@ class WorkerDied(Exception):
 def run(
     work: Work[TaskT, ResultT],
     tasks: Sequence[TaskT],
-    report: Report,
+    step: Step,
     *,
     workers: int,
     scheduler: str | None = None,
     time_limit: float,
 ) -> Iterator[tuple[TaskT, ResultT | Exception]]:
-    """Do `work(task, report)` for every task and yield each with its result, or what it failed with.
+    """Do `work(task, report)` for every task and yield each with its result, or what it failed with. `step` gets
+    what the work reports as done.
 
     `workers` 0: here, one after the other, where a crash is a crash; else that many processes of this machine.
     `scheduler`: the address of a running one, instead. A worker that reports nothing for `time_limit` seconds ends
@@ -45,22 +46,24 @@ def run(
     if scheduler is None and workers == 0:
         for task in tasks:
             try:
-                yield task, work(task, report)
+                result: ResultT | Exception = work(task, lambda done, silence=0.0: step(done))  # noqa: ARG005
             except Exception as error:
-                yield task, error
+                result = error
+            yield task, result
         return
     with _client(min(workers, len(tasks)), scheduler) as client:
-        yield from _run_on(client, partial(_work_there, work, time_limit), tasks, report)
+        yield from _run_on(client, partial(_work_there, work, time_limit), tasks, step)
 
 
 def _run_on(
-    client: Any, work: Callable[[TaskT], ResultT], tasks: Sequence[TaskT], report: Report
+    client: Any, work: Callable[[TaskT], ResultT], tasks: Sequence[TaskT], step: Step
 ) -> Iterator[tuple[TaskT, ResultT | Exception]]:
     from distributed import KilledWorker, as_completed
 
-    client.subscribe_topic(PROGRESS, lambda event: report(event[1]))
+    client.subscribe_topic(PROGRESS, lambda event: step(event[1]))
     futures = {client.submit(work, task, pure=False): task for task in tasks}
     for future in as_completed(futures):
+        result: ResultT | Exception
         try:
             result = future.result()
         except KilledWorker as error:
@@ -79,14 +82,15 @@ def _work_there(work: Work[TaskT, ResultT], time_limit: float, task: TaskT) -> R
     with open(os.devnull, "w") as nowhere:
         armed = 0.0
 
-        def report(count: int) -> None:
+        def report(done: int, silence: float = 0.0) -> None:
             nonlocal armed
-            if count:
-                worker.log_event(PROGRESS, count)
-            if time.monotonic() - armed > min(1.0, time_limit / 4):
-                armed = time.monotonic()
+            if done:
+                worker.log_event(PROGRESS, done)
+            now = time.monotonic()
+            if silence or now - armed > min(1.0, time_limit / 4):
+                armed = now
                 # Not a Python thread: it also ends a process whose decoder never gives the GIL back.
-                faulthandler.dump_traceback_later(time_limit, exit=True, file=nowhere)
+                faulthandler.dump_traceback_later(time_limit + silence, exit=True, file=nowhere)
 
         report(0)
         try:

@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from pipeline.errors import UserError
-
-Stage = Callable[[str, int], Callable[[int], None]]
+from pipeline.report import Stage, Step
 
 
 class Commands(click.Group):
@@ -86,7 +85,7 @@ def progress(unit: str) -> Iterator[Stage]:
     )
     bar = Progress(*columns, console=Console(stderr=True), speed_estimate_period=120)
 
-    def stage(what: str, total: int) -> Callable[[int], None]:
+    def stage(what: str, total: int) -> Step:
         bar.start()  # not before there is something to show
         for done in bar.task_ids:
             bar.remove_task(done)

@@ -1,7 +1,7 @@
 """The whole of `prep build-shards`: from a source of videos to a finished set."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from pipeline.errors import UserError, WorkFailed
 from pipeline.estimate import Estimate, estimate
 from pipeline.plan import Plan, ShardTask, assign_splits, lost_videos, plan, redirect, split_warnings
 from pipeline.recipe import Recipe
+from pipeline.report import Stage, no_stage
 from pipeline.shards.directory import (
     Standing,
     begin,
@@ -27,8 +28,6 @@ from pipeline.shards.directory import (
 )
 from pipeline.sources import Video, list_videos
 
-Stage = Callable[[str, int], Callable[[int], None]]  # (what, how many) -> called with each step done
-
 
 @dataclass(frozen=True)
 class BuildReport:
@@ -41,11 +40,6 @@ class BuildReport:
     shards_written: int
     shards_kept: int
     warnings: tuple[str, ...]
-
-
-def no_stage(what: str, total: int) -> Callable[[int], None]:  # noqa: ARG001
-    """For callers who watch nothing."""
-    return lambda steps: None  # noqa: ARG005
 
 
 @dataclass(frozen=True)

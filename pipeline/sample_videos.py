@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.report import Stage, no_stage
 
 LABELS = ("meet", "part")
 RATES = (10, 12, 15, 24, 25, 30)
@@ -37,7 +38,7 @@ def make_sample_videos(
     seed: int,
     *,
     overwrite: bool = False,
-    stage: Callable[[str, int], Callable[[int], None]] | None = None,
+    stage: Stage = no_stage,
 ) -> int:
     """Write `<root>/<split>/<label>/sample-*.mp4`; returns how many. The same seed gives the same videos.
 
@@ -46,7 +47,7 @@ def make_sample_videos(
     """
     plan = _plan(videos, [name.strip() for name in splits])
     _clear(root, overwrite)
-    step = stage("drawing", len(plan)) if stage else lambda count: None  # noqa: ARG005
+    step = stage("drawing", len(plan))
 
     def make(number: int, split: str, label: str) -> None:
         folder = root / split / label

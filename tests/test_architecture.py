@@ -11,7 +11,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("pipeline", "models", "train")
 # What train may use of pipeline: shards to read, what a set is, and the manners of a command line.
-TRAIN_MAY_USE = ("pipeline.shards", "pipeline.summary", "pipeline.errors", "pipeline.console", "pipeline.recipe")
+TRAIN_MAY_USE = (
+    "pipeline.shards",
+    "pipeline.summary",
+    "pipeline.errors",
+    "pipeline.console",
+    "pipeline.recipe",
+    "pipeline.report",
+)
 
 
 def imports_of(path: Path) -> Iterator[str]:

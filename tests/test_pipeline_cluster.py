@@ -12,6 +12,7 @@ from pipeline import cluster
 from pipeline.driver import Wanted, build_set
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
+from pipeline.report import Report
 from pipeline.shards.index import read_set
 
 SMALL = Recipe(width=32, height=32)
@@ -52,7 +53,7 @@ def test_a_worker_that_is_killed_costs_time_and_nothing_else(tmp_path: Path) -> 
 
 
 def test_no_scheduler_no_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    def work(task: int, report: cluster.Report) -> int:
+    def work(task: int, report: Report) -> int:
         report(1)
         return task
 
@@ -62,7 +63,7 @@ def test_no_scheduler_no_build(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_in_process_each_task_yields_its_result_or_its_error() -> None:
-    def work(task: int, report: cluster.Report) -> float:
+    def work(task: int, report: Report) -> float:
         report(1)
         return 1 / task
 

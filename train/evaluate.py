@@ -1,6 +1,5 @@
 """A trained model on a split: several clips a video, probabilities averaged, one verdict a video."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.errors import UserError
+from pipeline.report import Step
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from train.augment import to_clips
 from train.checkpoint import load_weights, read_run
@@ -37,7 +37,7 @@ def predict_split(
     clips: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    step: Callable[[int], None] = lambda count: None,  # noqa: ARG005
+    step: Step = lambda done: None,  # noqa: ARG005
 ) -> Predictions:
     """Probabilities of every video of the stream's split: the mean over its clips."""
     index = stream.index

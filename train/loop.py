@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from models import count_parameters
 from pipeline.errors import UserError, WorkFailed
+from pipeline.report import Stage, Step
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import summarize
 from train import checkpoint
@@ -32,7 +33,6 @@ from train.optim import learning_rate, make_optimizer
 from train.recipes import TrainRecipe
 from train.stream import ClipStream
 
-Stage = Callable[[str, int], Callable[[int], None]]
 Say = Callable[[str], None]
 CLOSING_CLIPS = 5  # clips a video for the closing number; one, the middle, after each epoch
 
@@ -165,7 +165,7 @@ class Trainer:
         checkpoint.save_checkpoint(self.out / checkpoint.CHECKPOINT, self.model, self.optimizer, asdict(at))
         self.say("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
 
-    def _train_epoch(self, stream: ClipStream, step: Callable[[int], None]) -> tuple[float, float]:
+    def _train_epoch(self, stream: ClipStream, step: Step) -> tuple[float, float]:
         """Mean loss and accuracy over the epoch's clips."""
         self.model.train()
         clips = training_clips(stream.index.frames, self.recipe.frames, self.settings.seed, self.progress.epoch)

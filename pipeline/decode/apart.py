@@ -63,7 +63,7 @@ def _read(child: "subprocess.Popen[bytes]", answers: IO[bytes], count: int, time
     got = bytearray()
     while len(got) < count:
         if not select.select([answers], [], [], time_limit)[0]:
-            raise DecodeError(f"the decoder gave no frame for {time_limit:g} seconds and was ended")
+            raise DecodeError(f"the decoder gave no frame for {time_limit:.3g} seconds and was ended")
         part = answers.raw.read(min(count - len(got), CHUNK))  # type: ignore[attr-defined]
         if not part:
             raise DecodeError(f"the decoder crashed ({_ending(child.wait())})")
