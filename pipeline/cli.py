@@ -66,7 +66,11 @@ def sample_videos(folder: Path, videos: int, splits: str, seed: int, overwrite: 
 @click.option("--test", default=0.0, show_default=True, help="Likewise for test.")
 @click.option("--split-seed", default=0, show_default=True, help="Another number, another draw of the groups.")
 @click.option("--group-by", metavar="REGEX", help="What of a path names the recording that a clip was cut from.")
-@click.option("--workers", type=click.IntRange(0), help="Processes; 0: this one. Default: one a core.")
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    help="Processes; 0: this one, which a crashing decoder ends. Default: one a core.",
+)
 @click.option("--scheduler", metavar="tcp://…", help="Use this running Dask cluster instead.")
 @click.option(
     "--on-corrupt", type=click.Choice(["reject", "keep"]), default="reject", show_default=True,
