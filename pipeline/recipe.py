@@ -47,6 +47,8 @@ class Recipe:
                 "update reelcache, or build the set again"
             )
         try:
+            if values["fit"] not in FITS or values["on_corrupt"] not in ON_CORRUPT:
+                raise ValueError(f"fit {values['fit']!r} or on_corrupt {values['on_corrupt']!r} is unknown")
             return cls(
                 fps=parse_fps(str(values["fps"])),
                 width=int(values["width"]),

@@ -18,9 +18,12 @@ from av.video.stream import VideoStream
 from click.testing import Result
 from numpy.typing import NDArray
 
-from pipeline.driver import Wanted, build_set
+from pipeline.driver import BuildReport, Wanted, build_set
 from pipeline.recipe import Recipe
+from pipeline.shards import get_format
+from pipeline.shards.index import read_set
 
+SMALL = Recipe(width=32, height=32)
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -35,22 +38,24 @@ def exhaustive(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--exhaustive"))
 
 
+def shared_folder(name: str) -> Path:
+    """A folder of shared data; skips the test where a stranger's clone has none."""
+    folder = SHARED / name
+    if not folder.exists():
+        pytest.skip(f"needs the shared data, which is not at {folder}")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def real_clips() -> Path:
     """The folder of real surveillance clips with its `videos.csv`."""
-    folder = SHARED / "surveillance-fights"
-    if not folder.exists():
-        pytest.skip(f"needs the shared surveillance clips, which are not at {folder}")
-    return folder
+    return shared_folder("surveillance-fights")
 
 
 @pytest.fixture(scope="session")
 def awkward_videos() -> Path:
     """The folder of real files that break video tools, with its `MANIFEST.tsv`."""
-    folder = SHARED / "awkward-videos"
-    if not folder.exists():
-        pytest.skip(f"needs the shared awkward videos, which are not at {folder}")
-    return folder
+    return shared_folder("awkward-videos")
 
 
 def picture_number(number: int, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
@@ -163,3 +168,20 @@ def assert_one_clear_line(result: Result, code: int, message: str) -> None:
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
     assert len(errors) == 1 and message in errors[0], result.stderr
     assert "Traceback" not in result.output
+
+
+def build(source: Path, root: Path, **options: object) -> BuildReport:
+    recipe = options.pop("recipe", SMALL)
+    assert isinstance(recipe, Recipe)
+    wanted = {"per_shard": 2, **{k: options.pop(k) for k in list(options) if k in Wanted.__dataclass_fields__}}
+    return build_set(Wanted(source, recipe, **wanted), root, **options)  # type: ignore[arg-type]
+
+
+def frames_by_video(root: Path) -> dict[str, bytes]:
+    shard_set = read_set(root)
+    found: dict[str, bytes] = {}
+    for sidecar in shard_set.sidecars:
+        with get_format("webdataset").open(root / sidecar.shard, shard_set.recipe) as reader:
+            for sample in sidecar.samples:
+                found[sample.video] = found.get(sample.video, b"") + reader.frames(sample).tobytes()
+    return found

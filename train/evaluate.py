@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.errors import UserError
-from pipeline.report import Step
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from train.augment import to_clips
 from train.checkpoint import load_weights, read_run
@@ -37,7 +36,6 @@ def predict_split(
     clips: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    step: Step = lambda done: None,  # noqa: ARG005
 ) -> Predictions:
     """Probabilities of every video of the stream's split: the mean over its clips."""
     index = stream.index
@@ -53,7 +51,6 @@ def predict_split(
             videos = index.video[batch.samples.numpy()]
             np.add.at(total, videos, logits.softmax(1).double().cpu().numpy())
             np.add.at(count, videos, 1)
-            step(len(videos))
     return Predictions(index.videos, total / count[:, None], labels)
 
 
