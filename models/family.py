@@ -1,0 +1,24 @@
+"""What every model family is: a module from clips to logits that also says how it wants to be trained."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class Family(nn.Module):
+    """Base of all families. `forward` maps float clips [B, T, C, H, W] to logits [B, K]."""
+
+    def stages(self) -> Sequence[nn.Module | nn.Parameter]:
+        """The model from input to output, each parameter in exactly one stage.
+
+        Layer-wise decay trains stage i of n at the rate lr · decay^(n-1-i): what sees the pixels moves least.
+        """
+        raise NotImplementedError
+
+    def undecayed(self) -> set[nn.Parameter]:
+        """Parameters that weight decay leaves alone: biases and norm layers, and what a family adds to them."""
+        return {parameter for parameter in self.parameters() if parameter.ndim <= 1}
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """[B, T, C, H, W] → logits [B, K]. Raises `ValueError` for clips of another length than it was made for."""
+        raise NotImplementedError
