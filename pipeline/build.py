@@ -1,20 +1,21 @@
 """One task → one committed shard. Runs on a worker, knows no Dask; a bad video never ends a build."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.decode import DecodeError, Frame, get_decoder
 from pipeline.decode.apart import frames_apart
 from pipeline.errors import UserError
+from pipeline.places import local_file
 from pipeline.plan import Item, ShardTask, sample_key
 from pipeline.recipe import Recipe
 from pipeline.report import Report
 from pipeline.shards import ShardWriter, get_format
-from pipeline.shards.directory import Reuse, commit, file_sha256, temporary
+from pipeline.shards.directory import Reuse, commit
+from pipeline.shards.folder import Folder, file_sha256, get_folder, measure
 from pipeline.shards.sidecar import Broken, Sample, Sidecar
 from pipeline.sources import Video
 
@@ -46,29 +47,28 @@ def build_shard(
 
     With a `time_limit` each video is decoded in a process of its own, and may give no frame for so many seconds.
     """
-    shard_format = get_format(recipe.format)
-    made = temporary(Path(root), task.name)
-    try:
-        filling = _Filling(task, Path(root), recipe, shard_format.create(made, recipe), report, time_limit)
+    shard_format, folder = get_format(recipe.format), get_folder(root)
+    name = shard_format.name(task.name)
+    with folder.making(name) as made:
+        filling = _Filling(task, folder, recipe, shard_format.create(made, recipe), report, time_limit)
         for item in task.items:
             filling.add(item)
             report(1)
         filling.writer.close()
+        size, sha256 = measure(made)
         sidecar = Sidecar(
-            shard=task.name + shard_format.extension,
+            shard=name,
             fingerprint=recipe.fingerprint,
             split=task.split,
             bucket=task.bucket,
             buckets=task.buckets,
-            bytes=made.stat().st_size,
-            sha256=file_sha256(made),
+            bytes=size,
+            sha256=sha256,
             samples=tuple(filling.samples),
             rejected=tuple(filling.rejected),
             damaged=tuple(filling.damaged),
         )
-        commit(Path(root), made, sidecar)
-    finally:
-        made.unlink(missing_ok=True)
+        commit(folder, made, sidecar)
     decoded = len(task.items) - filling.copied - len(filling.rejected)
     return Built(task.name, decoded, filling.copied, len(filling.rejected))
 
@@ -79,13 +79,13 @@ class _Filling:
     def __init__(
         self,
         task: ShardTask,
-        root: Path,
+        folder: Folder,
         recipe: Recipe,
         writer: ShardWriter,
         report: Report,
         time_limit: float | None,
     ) -> None:
-        self.split, self.root, self.recipe, self.writer = task.split, root, recipe, writer
+        self.split, self.folder, self.recipe, self.writer = task.split, folder, recipe, writer
         self.report, self.time_limit = report, time_limit
         self.decoder = get_decoder(recipe.decoder)
         self.samples: list[Sample] = []
@@ -107,7 +107,7 @@ class _Filling:
         """Frames are copied only from a file with the bytes that its sidecar promised; damage ends here."""
         if reuse.file not in self._trusted:
             try:
-                self._trusted[reuse.file] = file_sha256(self.root / reuse.file) == reuse.sha256
+                self._trusted[reuse.file] = self.folder.sha256(reuse.file) == reuse.sha256
             except OSError:
                 self._trusted[reuse.file] = False
         return self._trusted[reuse.file]
@@ -118,16 +118,17 @@ class _Filling:
             return False
         video, mark, before = item.video, self.writer.mark(), len(self.samples)
         try:
-            with get_format(self.recipe.format).open(self.root / reuse.file, self.recipe) as reader:
+            shard_format = get_format(self.recipe.format)
+            with self.folder.local(reuse.file) as path, shard_format.open(path, self.recipe) as reader:
                 for index, old in enumerate(reuse.samples):
                     key = _part_key(video.id, index, len(reuse.samples))
                     names: dict[str, Any] = {
                         "key": key, "video": video.id, "label": video.label, "group": video.group,
                     }  # fmt: skip
                     meta = {**reader.meta(old), **names, "split": self.split}
-                    offset = self.writer.add(key, reader.frames(old), meta)
-                    self.samples.append(replace(old, **names, offset=offset))
-        except UserError:  # another builder has replaced the shard: the source still has the frames
+                    place = self.writer.copy(key, reader, old, meta)
+                    self.samples.append(replace(old, **names, **place._asdict()))
+        except (UserError, OSError):  # another builder has replaced the shard: the source still has the frames
             self.writer.rewind(mark)
             del self.samples[before:]
             return False
@@ -136,22 +137,29 @@ class _Filling:
         return True
 
     def _decode(self, video: Video) -> None:
-        try:
-            size = Path(video.path).stat().st_size
-            slow = size / SLOWEST_DISK
-            self.report(0, slow)
-            source = file_sha256(video.path)
-            self.report(0, slow)
-        except (OSError, ValueError) as error:
-            self.rejected.append(_broken(video, None, f"cannot be read: {getattr(error, 'strerror', error)}", 0))
-            return
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(local_file(video.path))
+                size = Path(path).stat().st_size
+                self.report(0, size / SLOWEST_DISK)
+                source = file_sha256(path)
+            except (OSError, ValueError) as error:
+                reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+                self.rejected.append(_broken(video, None, reason, 0))
+                return
+            self._decode_file(video, path, (source, size))
+
+    def _decode_file(self, video: Video, path: str, source: tuple[str, int]) -> None:
+        """`path`: the video on this machine; `source`: its SHA-256 and bytes."""
         mark, before, count = self.writer.mark(), len(self.samples), 0
+        slow = source[1] / SLOWEST_DISK
+        self.report(0, slow)
         reason = ""
 
         def until_it_breaks() -> Iterator[Frame]:
             nonlocal count, reason
             try:
-                for frame in self._frames(video.path, slow):
+                for frame in self._frames(path, slow):
                     count += 1
                     self.report(0)  # still alive
                     yield frame
@@ -163,10 +171,10 @@ class _Filling:
                 reason = f"{type(error).__name__}: {error}"
 
         for index, (part, is_only) in enumerate(_parts(until_it_breaks(), self.recipe.max_frames)):
-            self._write(video, (source, size), part, _part_key(video.id, index, 1 if is_only else 2))
+            self._write(video, source, part, _part_key(video.id, index, 1 if is_only else 2))
         if not reason:
             return
-        broken = _broken(video, source, reason, count)
+        broken = _broken(video, source[0], reason, count)
         if self.recipe.on_corrupt == "keep" and count:
             self.damaged.append(broken)
             return
@@ -181,8 +189,9 @@ class _Filling:
 
     def _write(self, video: Video, source: tuple[str, int], part: _Part, key: str) -> None:
         meta = self._meta(video, key, source, part)
-        offset = self.writer.add(key, np.stack([frame.pixels for frame in part.frames]), meta)
-        self.samples.append(Sample(key, video.id, video.label, video.group, source[0], len(part.frames), offset))
+        place = self.writer.add(key, [frame.pixels for frame in part.frames], meta)
+        names = key, video.id, video.label, video.group, source[0]
+        self.samples.append(Sample(*names, len(part.frames), *place))
 
     def _meta(self, video: Video, key: str, source: tuple[str, int], part: _Part) -> dict[str, Any]:
         """What the shard says of a sample beside its frames; docs/format.md explains each field."""

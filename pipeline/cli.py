@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.console import Commands, human_bytes, json_option, print_json, print_table, progress, warn
+from pipeline.console import PLACE, Commands, human_bytes, json_option, print_json, print_table, progress, warn
 
 if TYPE_CHECKING:
     from pipeline.driver import Wanted
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 DEFAULT_VIDEOS = Path("data/videos")
 DEFAULT_SHARDS = Path("data/shards")
+DEFAULT_QUALITY = 90
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,8 +50,8 @@ def sample_videos(folder: Path, videos: int, splits: str, seed: int, overwrite: 
 
 
 @main.command()
-@click.argument("source", metavar="[SRC]", type=click.Path(path_type=Path), default=DEFAULT_VIDEOS)
-@click.option("--out", type=click.Path(path_type=Path), default=DEFAULT_SHARDS, show_default=True, help="The set.")
+@click.argument("source", metavar="[SRC]", type=PLACE, default=DEFAULT_VIDEOS)
+@click.option("--out", type=PLACE, default=DEFAULT_SHARDS, show_default=True, help="The set.")
 @click.option("--fps", default="5", show_default=True, help="Frames kept per second: 5, 12.5, 30000/1001.")
 @click.option("--size", default="112", show_default=True, help="Stored frames: 112 (square) or 160x90.")
 @click.option(
@@ -58,6 +59,14 @@ def sample_videos(folder: Path, videos: int, splits: str, seed: int, overwrite: 
     help="How other shapes become this one.",
 )  # fmt: skip
 @click.option("--decoder", default="pyav", show_default=True, help="pyav, or opencv where PyAV is not to be had.")
+@click.option(
+    "--format", "shard_format", default="webdataset", show_default=True, help="webdataset (tars), or zarr."
+)
+@click.option(
+    "--codec", default="raw", show_default=True,
+    help="raw is fastest; zstd is smaller and the same; jpeg is far smaller and near.",
+)  # fmt: skip
+@click.option("--quality", type=click.IntRange(1, 100), help=f"Of --codec jpeg.  [default: {DEFAULT_QUALITY}]")
 @click.option("--max-frames", default=1024, show_default=True, help="Longer videos become several samples.")
 @click.option("--videos-per-shard", default=32, show_default=True, help="At most so many, on average.")
 @click.option(
@@ -87,11 +96,13 @@ def sample_videos(folder: Path, videos: int, splits: str, seed: int, overwrite: 
 @click.option("--prune", is_flag=True, help="Drop videos from the set that SRC no longer has.")
 @click.option("--overwrite", is_flag=True, help="Remove the set that stands in --out first.")
 @json_option
-def build_shards(source: Path, out: Path, dry_run: bool, strict: bool, as_json: bool, **options: Any) -> None:
+def build_shards(
+    source: Path | str, out: Path | str, dry_run: bool, strict: bool, as_json: bool, **options: Any
+) -> None:
     """Decode the videos of SRC (default data/videos) into the shard set --out.
 
     SRC is a folder of <label>/*.mp4 or <split>/<label>/*.mp4, or a CSV with path,label[,split][,group][,key].
-    Run it again after any change or crash: only what is new is decoded.
+    Both may be URLs (s3://bucket/videos). Run it again after any change or crash: only what is new is decoded.
 
     \b
     Example:  prep build-shards rwf-2000 --out data/rwf --fps 5 --size 112
@@ -137,9 +148,9 @@ def build_shards(source: Path, out: Path, dry_run: bool, strict: bool, as_json: 
 
 
 @main.command()
-@click.argument("shards", metavar="SET", type=click.Path(path_type=Path), default=DEFAULT_SHARDS)
+@click.argument("shards", metavar="[SET]", type=PLACE, default=DEFAULT_SHARDS)
 @json_option
-def inspect(shards: Path, as_json: bool) -> None:
+def inspect(shards: Path | str, as_json: bool) -> None:
     """Say what is in a shard set.
 
     \b
@@ -156,7 +167,7 @@ def inspect(shards: Path, as_json: bool) -> None:
     _print_broken(summary)
 
 
-def _print_estimate(out: Path, found: "Estimate", as_json: bool) -> None:
+def _print_estimate(out: Path | str, found: "Estimate", as_json: bool) -> None:
     from dataclasses import asdict
 
     if as_json:
@@ -174,12 +185,13 @@ def _print_estimate(out: Path, found: "Estimate", as_json: bool) -> None:
     )
 
 
-def _wanted(source: Path, options: dict[str, Any]) -> "Wanted":
+def _wanted(source: Path | str, options: dict[str, Any]) -> "Wanted":
     """The options of `build-shards` that say what the set is to hold. Raises `UserError`."""
     from pipeline.decode import get_decoder
     from pipeline.driver import Wanted
     from pipeline.errors import UserError
     from pipeline.recipe import Recipe, parse_fps, parse_size
+    from pipeline.shards import get_format
 
     val, test = options["val"], options["test"]
     if not (0 <= val <= 1 and 0 <= test <= 1 and val + test <= 1):
@@ -188,6 +200,12 @@ def _wanted(source: Path, options: dict[str, Any]) -> "Wanted":
         if options[name] < 1:
             raise UserError(f"--{name.replace('_', '-')} {options[name]}: must be 1 or more")
     get_decoder(options["decoder"])
+    codec, quality = options["codec"], options["quality"]
+    known = get_format(options["shard_format"]).codecs
+    if codec not in known:
+        raise UserError(f"--codec {codec}: --format {options['shard_format']} takes {', '.join(known)}")
+    if quality is not None and codec != "jpeg":
+        raise UserError(f"--quality {quality}: is of --codec jpeg, not of {codec}")
     width, height = parse_size(options["size"])
     recipe = Recipe(
         fps=parse_fps(options["fps"]),
@@ -195,6 +213,9 @@ def _wanted(source: Path, options: dict[str, Any]) -> "Wanted":
         height=height,
         fit=options["fit"],
         decoder=options["decoder"],
+        format=options["shard_format"],
+        codec=codec,
+        quality=quality or DEFAULT_QUALITY,
         max_frames=options["max_frames"],
         on_corrupt=options["on_corrupt"],
     )

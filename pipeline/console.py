@@ -4,12 +4,27 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.errors import UserError
+from pipeline.places import as_place
 from pipeline.report import Stage, Step
+
+
+class Place(click.ParamType[Path | str]):
+    """A path of this machine, or a URL that fsspec knows."""
+
+    name = "path or url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:  # noqa: ARG002
+        """See `pipeline.places.as_place`."""
+        return as_place(str(value))
+
+
+PLACE = Place()
 
 
 class Commands(click.Group):

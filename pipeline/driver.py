@@ -12,20 +12,12 @@ from pipeline import cluster
 from pipeline.build import Built, build_shard
 from pipeline.errors import UserError, WorkFailed
 from pipeline.estimate import Estimate, estimate
+from pipeline.places import is_url, local_file
 from pipeline.plan import Plan, ShardTask, assign_splits, lost_videos, plan, redirect, split_warnings
 from pipeline.recipe import Recipe
 from pipeline.report import Stage, no_stage
-from pipeline.shards.directory import (
-    Standing,
-    begin,
-    end,
-    file_sha256,
-    look_at_set,
-    open_set,
-    scan,
-    snapshot,
-    sweep_abandoned,
-)
+from pipeline.shards.directory import Standing, begin, end, look_at_set, open_set, scan, snapshot
+from pipeline.shards.folder import Folder, file_sha256, get_folder
 from pipeline.sources import Video, list_videos
 
 
@@ -50,7 +42,7 @@ class Wanted:
     longer has are dropped; `retry_rejected`: those that were rejected are tried again.
     """
 
-    source: Path
+    source: Path | str
     recipe: Recipe
     val: float = 0.2
     test: float = 0.0
@@ -63,7 +55,7 @@ class Wanted:
 
 def build_set(
     wanted: Wanted,
-    root: Path,
+    root: Path | str,
     *,
     workers: int = 0,
     scheduler: str | None = None,
@@ -82,14 +74,15 @@ def build_set(
     listed = _listed(wanted)
     videos = _split(wanted, listed)
     asked = {} if any(video.split for video in listed) else {"val": wanted.val, "test": wanted.test}
-    open_set(root, wanted.recipe, overwrite=overwrite)
-    sweep_abandoned(root)
-    standing = scan(root, wanted.recipe)
+    folder = _folder(root)
+    open_set(folder, wanted.recipe, overwrite=overwrite)
+    folder.sweep()
+    standing = scan(folder, wanted.recipe)
     todo = _plan(wanted, videos, standing, stage)
-    before = begin(root)
-    built = _carry_out(todo, standing, root, wanted.recipe, workers, scheduler, max_rejects, time_limit, stage)
-    end(root, before, set(todo.names))
-    sweep_abandoned(root)
+    before = begin(folder)
+    built = _carry_out(todo, standing, folder, wanted.recipe, workers, scheduler, max_rejects, time_limit, stage)
+    end(folder, before, set(todo.names))
+    folder.sweep()
     return BuildReport(
         decoded=sum(shard.decoded for shard in built),
         copied=sum(shard.copied for shard in built),
@@ -101,17 +94,22 @@ def build_set(
 
 
 def estimate_set(
-    wanted: Wanted, root: Path, *, workers: int = 0, overwrite: bool = False, stage: Stage = no_stage
+    wanted: Wanted, root: Path | str, *, workers: int = 0, overwrite: bool = False, stage: Stage = no_stage
 ) -> Estimate:
     """What `build_set` would make and take. Makes and removes nothing. Raises `UserError` as it does."""
     videos = _split(wanted, _listed(wanted))
-    standing = look_at_set(root, wanted.recipe, overwrite=overwrite)
+    standing = look_at_set(_folder(root), wanted.recipe, overwrite=overwrite)
     return estimate(videos, _plan(wanted, videos, standing, stage), wanted.recipe, workers)
 
 
-def _listed(wanted: Wanted) -> list[Video]:
+def _folder(place: Path | str) -> Folder:
     # Absolute: the workers of a running cluster stand in folders of their own.
-    return list_videos(wanted.source.absolute(), wanted.group_by)
+    return get_folder(place if is_url(place) else Path(place).absolute())
+
+
+def _listed(wanted: Wanted) -> list[Video]:
+    place = wanted.source
+    return list_videos(place if is_url(place) else Path(place).absolute(), wanted.group_by)
 
 
 def _split(wanted: Wanted, listed: list[Video]) -> list[Video]:
@@ -138,7 +136,8 @@ def read_digests(videos: Sequence[Video], stage: Stage = no_stage) -> dict[str, 
 
     def digest(video: Video) -> str | None:
         try:
-            return file_sha256(video.path)
+            with local_file(video.path) as path:
+                return file_sha256(path)
         except OSError:
             return None  # the worker that decodes it will say why
         finally:
@@ -160,7 +159,7 @@ def _stop_at(max_rejects: int | None, rejected: int) -> None:
 def _carry_out(
     todo: Plan,
     standing: Standing,
-    root: Path,
+    folder: Folder,
     recipe: Recipe,
     workers: int,
     scheduler: str | None,
@@ -170,10 +169,10 @@ def _carry_out(
 ) -> list[Built]:
     if not todo.tasks:
         return []
-    moved = {standing.shards[name].shard: snapshot(root, standing.shards[name]) for name in todo.snapshots}
+    moved = {standing.shards[name].shard: snapshot(folder, standing.shards[name]) for name in todo.snapshots}
     tasks = [redirect(task, moved) for task in todo.tasks]
     step = stage("building", sum(len(task.items) for task in tasks))
-    work = partial(build_shard, root=str(root.resolve()), recipe=recipe)
+    work = partial(build_shard, root=str(folder), recipe=recipe)
     built: list[Built] = []
     failed: dict[str, Exception] = {}
     died: list[ShardTask] = []

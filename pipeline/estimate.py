@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pipeline.decode import get_decoder
 from pipeline.errors import DecodeError
+from pipeline.places import local_file
 from pipeline.plan import Plan, identity
 from pipeline.recipe import Recipe
 from pipeline.sources import Video
@@ -41,8 +42,9 @@ def estimate(videos: Sequence[Video], todo: Plan, recipe: Recipe, workers: int) 
     counts = []
     for video in sample:
         try:
-            counts.append(decoder.count(video.path, recipe))
-        except DecodeError:
+            with local_file(video.path) as path:
+                counts.append(decoder.count(path, recipe))
+        except (DecodeError, OSError):
             continue
     share = len(videos) / len(sample)
     frames = sum(counts) * share
@@ -68,8 +70,9 @@ def _seconds_each(sample: Sequence[Video], recipe: Recipe) -> float:
     for video in sample:
         if time.perf_counter() - began > DECODE_SECONDS:
             break
-        with suppress(DecodeError):  # a bad video takes its time, too
-            for _ in decoder.frames(video.path, recipe):
+        # A bad video takes its time, too.
+        with suppress(DecodeError, OSError), local_file(video.path) as path:
+            for _ in decoder.frames(path, recipe):
                 pass
         decoded += 1
     return (time.perf_counter() - began) / decoded

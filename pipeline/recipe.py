@@ -4,8 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from pipeline.errors import UserError
 
@@ -19,7 +18,8 @@ ON_CORRUPT = ("reject", "keep")
 class Recipe:
     """What was asked of every video of a set.
 
-    `fps` is exact (30000/1001 stays that), `width` and `height` are pixels of a stored frame,
+    `fps` is exact (30000/1001 stays that), `width` and `height` are pixels of a stored frame, `quality` is the
+    JPEG codec's (no other has one),
     `max_frames` is the longest sample (longer videos become several), and `on_corrupt` says whether a video
     that breaks on the way is rejected whole or keeps the frames that came out.
     """
@@ -31,12 +31,16 @@ class Recipe:
     decoder: str = "pyav"
     format: str = "webdataset"
     codec: str = "raw"
+    quality: int = 90
     max_frames: int = 1024
     on_corrupt: str = "reject"
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as JSON takes it."""
-        return {**asdict(self), "fps": str(self.fps), "contract": CONTRACT}
+        values = {**asdict(self), "fps": str(self.fps), "contract": CONTRACT}
+        if self.codec != "jpeg":
+            del values["quality"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -57,6 +61,7 @@ class Recipe:
                 decoder=str(values["decoder"]),
                 format=str(values["format"]),
                 codec=str(values["codec"]),
+                quality=int(values.get("quality", cls.quality)),
                 max_frames=int(values["max_frames"]),
                 on_corrupt=str(values["on_corrupt"]),
             )
@@ -72,7 +77,11 @@ class Recipe:
     def differences(self, other: "Recipe") -> list[str]:
         """The fields in which `other` differs, as `name=ours, not theirs`."""
         mine, theirs = self.as_dict(), other.as_dict()
-        return [f"{name}={mine[name]}, not {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+        return [
+            f"{name}={mine.get(name)}, not {theirs.get(name)}"
+            for name in {**mine, **theirs}
+            if mine.get(name) != theirs.get(name)
+        ]
 
 
 def parse_fps(text: str) -> Fraction:
@@ -98,14 +107,23 @@ def parse_size(text: str) -> tuple[int, int]:
     return size
 
 
-def read_recipe(root: Path) -> Recipe:
-    """The recipe of the set at `root`. Raises `UserError` where there is none or it is damaged."""
-    path = root / RECIPE_FILE
+class Readable(Protocol):
+    """A place with text files: `pipeline.shards.folder.Folder`."""
+
+    def read(self, name: str) -> str:
+        """Raises `OSError`."""
+        ...
+
+
+def read_recipe(folder: Readable) -> Recipe:
+    """The recipe of the set in the folder. Raises `UserError` where there is none or it is damaged."""
+    path = f"{folder}/{RECIPE_FILE}"
     try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
+        values = json.loads(folder.read(RECIPE_FILE))
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{root}: no shard set here (no {RECIPE_FILE}); make one with `prep build-shards`"
+            f"{folder}: no shard set here (no {RECIPE_FILE}); "
+            f"make a shard set with `prep build-shards --out {folder}`"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error

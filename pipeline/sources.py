@@ -1,6 +1,7 @@
 """Where videos come from: a folder or a CSV to a list of `Video`. Lists names; opens no video."""
 
 import csv
+import io
 import os
 import re
 from collections import Counter
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.places import filesystem, is_url, reached
 
 VIDEO_EXTENSIONS = frozenset(
     [
@@ -70,19 +72,25 @@ class Video:
     split: str | None = None
 
 
-def list_videos(source: Path, group_by: str | None = None) -> list[Video]:
-    """The videos of a folder or a CSV, sorted by id.
+def list_videos(source: Path | str, group_by: str | None = None) -> list[Video]:
+    """The videos of a folder or a CSV, at a path or a URL, sorted by id.
 
     Folders: `<label>/…/*.mp4`, or `<split>/<label>/…/*.mp4` where every folder is named train, val or test.
-    CSV: columns `path,label[,split][,group][,key]`, paths relative to the CSV. `group_by`: a regular
+    CSV: columns `path,label[,split][,group][,key]`, paths relative to the CSV, or URLs. `group_by`: a regular
     expression whose first group (or whole match) in the id is the video's group; what it does not match is
     a group of its own. Raises `UserError`.
     """
     pattern = _compile(group_by)
-    if source.is_dir():
-        videos = _from_folder(source, pattern)
-    elif source.is_file():
-        videos = _from_csv(source, pattern)
+    if is_url(source):
+        with reached(str(source)):
+            videos = _from_url(str(source), pattern)
+    elif Path(source).is_dir():
+        videos = _from_folder(str(source), sorted(_walk(Path(source))), pattern)
+    elif Path(source).is_file():
+        videos = _from_csv(str(source), _read(Path(source)), pattern)
+        if not any(is_url(video.path) or os.path.exists(video.path) for video in videos):
+            raise UserError(f"{source}: none of its {len(videos)} videos exists; the first is looked for at "
+                            f"{videos[0].path} (paths are relative to the CSV)")  # fmt: skip
     else:
         raise UserError(
             f"{source}: no such file or folder; give a folder of <label>/*.mp4, or a CSV with path,label "
@@ -109,8 +117,26 @@ def _group(video_id: str, pattern: re.Pattern[str] | None) -> str:
     return next((part for part in found.groups() if part), found.group()) or video_id
 
 
-def _from_folder(root: Path, pattern: re.Pattern[str] | None) -> list[Video]:
-    found = sorted(_walk(root))
+def _from_url(url: str, pattern: re.Pattern[str] | None) -> list[Video]:
+    """Whatever the far end says goes wrong is raised as it is."""
+    system, path = filesystem(url)
+    if url.lower().endswith(".csv"):
+        return _from_csv(url, system.cat_file(path).decode("utf-8-sig"), pattern)
+    names = (name[len(path) :].strip("/") for name in system.find(path))
+    found = [tuple(name.split("/")) for name in names if _is_video(name) and not _is_hidden(name)]
+    return _from_folder(url, sorted(found), pattern)
+
+
+def _is_video(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def _from_folder(root: str, found: list[tuple[str, ...]], pattern: re.Pattern[str] | None) -> list[Video]:
+    """`found`: the parts of each video's path below `root`."""
     if not found:
         raise UserError(
             f"{root}: no videos in this folder (looked for .mp4, .avi, .mkv and {len(VIDEO_EXTENSIONS) - 3} more)"
@@ -160,37 +186,40 @@ def _walk(root: Path) -> Iterator[tuple[str, ...]]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         parents = Path(folder).relative_to(root).parts
         for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS:
+            if not _is_hidden(name) and _is_video(name):
                 yield (*parents, name)
 
 
-def _from_csv(path: Path, pattern: re.Pattern[str] | None) -> list[Video]:
+def _read(path: Path) -> str:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            rows = csv.DictReader(lines)
-            columns = set(rows.fieldnames or ())
-            if not {"path", "label"} <= columns:
-                raise UserError(
-                    f"{path}: a CSV of videos needs the columns path,label (and may have split, group, key); "
-                    f"its first line has {', '.join(sorted(columns)) or 'nothing'}"
-                )
-            videos = [_from_row(path, rows.line_num, row, pattern) for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as CSV: {error}") from error
+
+
+def _from_csv(place: str, text: str, pattern: re.Pattern[str] | None) -> list[Video]:
+    try:
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        columns = set(rows.fieldnames or ())
+        if not {"path", "label"} <= columns:
+            raise UserError(
+                f"{place}: a CSV of videos needs the columns path,label (and may have split, group, key); "
+                f"its first line has {', '.join(sorted(columns)) or 'nothing'}"
+            )
+        videos = [_from_row(place, rows.line_num, row, pattern) for row in rows]
+    except csv.Error as error:
+        raise UserError(f"{place}: cannot be read as CSV: {error}") from error
     if not videos:
-        raise UserError(f"{path}: lists no videos")
-    if not any(os.path.exists(video.path) for video in videos):
-        raise UserError(f"{path}: none of its {len(videos)} videos exists; the first is looked for at "
-                        f"{videos[0].path} (paths are relative to the CSV)")  # fmt: skip
+        raise UserError(f"{place}: lists no videos")
     return videos
 
 
-def _from_row(csv_path: Path, line: int, row: dict[str, str | None], pattern: re.Pattern[str] | None) -> Video:
+def _from_row(place: str, line: int, row: dict[str, str | None], pattern: re.Pattern[str] | None) -> Video:
     def cell(name: str) -> str:
         return (row.get(name) or "").strip()
 
     def refuse(problem: str) -> UserError:
-        return UserError(f"{csv_path}, line {line}: {problem}")
+        return UserError(f"{place}, line {line}: {problem}")
 
     if not cell("path") or not cell("label"):
         raise refuse("path or label is empty")
@@ -202,10 +231,11 @@ def _from_row(csv_path: Path, line: int, row: dict[str, str | None], pattern: re
     split = cell("split").lower()
     if split and split not in SPLIT_FOLDERS:
         raise refuse(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
-    id_ = cell("key") or Path(cell("path")).as_posix()
+    path = cell("path")
+    id_ = cell("key") or (path if is_url(path) else Path(path).as_posix())
     return Video(
         id=id_,
-        path=os.path.join(csv_path.parent, cell("path")),
+        path=path if is_url(path) else os.path.join(os.path.dirname(place), path),
         label=cell("label"),
         group=cell("group") or _group(id_, pattern),
         split=SPLIT_FOLDERS[split] if split else None,

@@ -170,7 +170,7 @@ def assert_one_clear_line(result: Result, code: int, message: str) -> None:
     assert "Traceback" not in result.output
 
 
-def build(source: Path, root: Path, **options: object) -> BuildReport:
+def build(source: Path | str, root: Path | str, **options: object) -> BuildReport:
     recipe = options.pop("recipe", SMALL)
     assert isinstance(recipe, Recipe)
     wanted = {"per_shard": 2, **{k: options.pop(k) for k in list(options) if k in Wanted.__dataclass_fields__}}
@@ -181,7 +181,7 @@ def frames_by_video(root: Path) -> dict[str, bytes]:
     shard_set = read_set(root)
     found: dict[str, bytes] = {}
     for sidecar in shard_set.sidecars:
-        with get_format("webdataset").open(root / sidecar.shard, shard_set.recipe) as reader:
+        with get_format(shard_set.recipe.format).open(root / sidecar.shard, shard_set.recipe) as reader:
             for sample in sidecar.samples:
                 found[sample.video] = found.get(sample.video, b"") + reader.frames(sample).tobytes()
     return found

@@ -13,7 +13,8 @@ from conftest import SMALL, build, frames_by_video, set_bytes, write_video
 from pipeline.decode import get_decoder
 from pipeline.errors import UserError
 from pipeline.shards import get_format
-from pipeline.shards.directory import STALE, begin, end, scan, snapshot, temporary
+from pipeline.shards.directory import STALE, begin, end, scan, snapshot
+from pipeline.shards.folder import LocalFolder
 from pipeline.shards.index import read_set
 from pipeline.summary import summarize
 
@@ -169,8 +170,9 @@ def test_snapshots_of_a_killed_build_still_serve_and_are_swept(labelled_videos: 
     root = tmp_path / "set"
     build(labelled_videos, root)
     expected = set_bytes(root)
-    for sidecar in scan(root, SMALL).shards.values():
-        snapshot(root, sidecar)
+    folder = LocalFolder(root)
+    for sidecar in scan(folder, SMALL).shards.values():
+        snapshot(folder, sidecar)
         (root / sidecar.shard).unlink()
     assert build(labelled_videos, root).decoded == 0
     assert set_bytes(root) == expected
@@ -181,12 +183,12 @@ def test_files_of_a_killed_builder_are_swept_those_of_a_living_one_are_not(
     labelled_videos: Path, tmp_path: Path
 ) -> None:
     build(labelled_videos, tmp_path / "set")
-    mine = temporary(tmp_path / "set", "train-000000")
-    mine.touch()
-    dead = mine.with_name(mine.name.replace(str(os.getpid()), "4194999"))
-    dead.touch()
-    build(labelled_videos, tmp_path / "set")
-    assert mine.exists() and not dead.exists()
+    with LocalFolder(tmp_path / "set").making("train-000000") as mine:
+        mine.touch()
+        dead = mine.with_name(mine.name.replace(str(os.getpid()), "4194999"))
+        dead.touch()
+        build(labelled_videos, tmp_path / "set")
+        assert mine.exists() and not dead.exists()
 
 
 def test_identical_files_stay_two_samples_and_are_reported(labelled_videos: Path, tmp_path: Path) -> None:
@@ -241,9 +243,10 @@ def test_a_build_that_stopped_marks_the_set_until_one_ends(
 
 def test_what_another_builder_adds_meanwhile_is_left_alone(labelled_videos: Path, tmp_path: Path) -> None:
     build(labelled_videos, tmp_path / "set")
-    before = begin(tmp_path / "set")
+    folder = LocalFolder(tmp_path / "set")
+    before = begin(folder)
     (tmp_path / "set" / "test-000000.tar").touch()
-    end(tmp_path / "set", before, {Path(name).stem for name in before})
+    end(folder, before, {Path(name).stem for name in before})
     assert (tmp_path / "set" / "test-000000.tar").exists()
 
 
@@ -257,7 +260,7 @@ def test_frames_that_vanish_while_they_are_copied_are_decoded(
         raise UserError("another builder has swept this shard")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.shards.webdataset.TarReader.frames", gone)
+        patch.setattr("pipeline.shards.webdataset.TarReader.chunks", gone)
         assert build(labelled_videos, tmp_path / "set").decoded == 8
     build(labelled_videos, tmp_path / "fresh")
     assert set_bytes(tmp_path / "set") == set_bytes(tmp_path / "fresh")

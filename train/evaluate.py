@@ -79,7 +79,7 @@ def evaluate_run(
         "run": str(run),
         "model": about["model"],
         "weights": weights,
-        "shards": str(shard_set.root),
+        "shards": str(shard_set.folder),
         "split": split,
         "clips": clips,
         **score(found.probabilities, found.labels, about["labels"]),
@@ -90,12 +90,12 @@ def index_for(shard_set: ShardSet, about: dict[str, Any], split: str) -> SplitIn
     """The split, if the run can be judged on it. Raises `UserError` for other labels or another recipe."""
     if list(shard_set.labels) != about["labels"]:
         raise UserError(
-            f"{shard_set.root}: has the labels {', '.join(shard_set.labels)}; the run was trained on "
+            f"{shard_set.folder}: has the labels {', '.join(shard_set.labels)}; the run was trained on "
             f"{', '.join(about['labels'])}"
         )
     if shard_set.recipe.fingerprint != about["fingerprint"]:
         raise UserError(
-            f"{shard_set.root}: is of the recipe {shard_set.recipe.fingerprint}, the run was trained on frames of "
-            f"{about['fingerprint']}; build the set with the same --fps, --size and --fit"
+            f"{shard_set.folder}: is of the recipe {shard_set.recipe.fingerprint}, the run was trained on "
+            f"frames of {about['fingerprint']}; build the set with the same --fps, --size and --fit"
         )
     return shard_set.split(split)

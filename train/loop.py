@@ -279,4 +279,4 @@ class Trainer:
 def describe_set(shard_set: ShardSet) -> str:
     """One line on what is trained on."""
     counts = ", ".join(f"{split} {len(shard_set.split(split).videos)}" for split in shard_set.splits)
-    return f"{shard_set.root}: {counts}; labels {', '.join(shard_set.labels)}"
+    return f"{shard_set.folder}: {counts}; labels {', '.join(shard_set.labels)}"

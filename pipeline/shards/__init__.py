@@ -3,6 +3,7 @@
 Adding a format: one file here, one line in FORMATS.
 """
 
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -13,28 +14,33 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
-from pipeline.shards.sidecar import Sample
+from pipeline.shards.sidecar import Place, Sample
 
 Frames = NDArray[np.uint8]
+Mark = tuple[Any, ...]
 
 
 class ShardWriter(Protocol):
-    """Fills one new shard file, sample by sample."""
+    """Fills one new shard, sample by sample."""
 
-    def add(self, key: str, frames: Frames, meta: dict[str, Any]) -> int:
-        """Write uint8 `frames` [N, H, W, 3] and what is known of them; returns the offset for the sidecar."""
+    def add(self, key: str, frames: Sequence[Frames], meta: dict[str, Any]) -> Place:
+        """Write uint8 `frames` (each [H, W, 3]) and what is known of them; returns where, for the sidecar."""
         ...
 
-    def mark(self) -> int:
+    def copy(self, key: str, reader: "ShardReader", sample: Sample, meta: dict[str, Any]) -> Place:
+        """Likewise, with frames that stand in another shard of the same recipe: the very same, lossy or not."""
+        ...
+
+    def mark(self) -> Mark:
         """A place to `rewind` to."""
         ...
 
-    def rewind(self, mark: int) -> None:
+    def rewind(self, mark: Mark) -> None:
         """Forget everything added since `mark`."""
         ...
 
     def close(self) -> None:
-        """Finish the file and flush it to disk."""
+        """Finish the shard and flush it to disk."""
         ...
 
 
@@ -42,7 +48,18 @@ class ShardReader(Protocol):
     """Reads the samples of one shard."""
 
     def frames(self, sample: Sample) -> Frames:
-        """uint8 [N, H, W, 3]; mapped, not copied, where the format allows. Raises `UserError` on damage."""
+        """uint8 [N, H, W, 3]; mapped, not copied, where the codec allows. Raises `UserError` on damage."""
+        ...
+
+    def clip(self, sample: Sample, first: int, out: Frames) -> None:
+        """Fill contiguous uint8 `out` [T, H, W, 3] with the sample's frames from `first` on, first + T ≤ N.
+
+        Safe to call from several threads at once. Raises `UserError` on damage.
+        """
+        ...
+
+    def chunks(self, sample: Sample) -> Iterable[memoryview]:
+        """The sample as it is encoded, where its chunks are its own."""
         ...
 
     def meta(self, sample: Sample) -> dict[str, Any]:
@@ -57,21 +74,30 @@ class ShardReader(Protocol):
 
 
 class ShardFormat(Protocol):
-    """A way to lay samples out in a file."""
+    """A way to lay samples out in a shard: a file, or a folder of files."""
 
-    extension: str
+    codecs: tuple[str, ...]
+
+    def name(self, stem: str) -> str:
+        """Where in the set the shard `stem` stands."""
+        ...
+
+    def around(self, recipe: Recipe) -> dict[str, str]:
+        """Other files of a set of this format, with their texts: the same whatever is in it."""
+        ...
 
     def create(self, path: Path, recipe: Recipe) -> ShardWriter:
-        """A new shard file at `path`."""
+        """A new shard at `path`."""
         ...
 
     def open(self, path: Path, recipe: Recipe) -> ShardReader:
-        """A shard file to read. Raises `UserError` where it is missing."""
+        """A shard to read. Raises `UserError` where it is missing."""
         ...
 
 
 FORMATS = {
     "webdataset": "pipeline.shards.webdataset:WebDataset",
+    "zarr": "pipeline.shards.zarr:Zarr",
 }
 
 

@@ -1,37 +1,24 @@
-"""The folder of a shard set: what stands in it, how a shard is committed, how leftovers are swept.
+"""A shard set in its folder: what stands in it, how a shard is committed, how leftovers are swept.
 
-A shard and its sidecar are the unit of commit: written under a temporary name, flushed, renamed, sidecar last.
-There is no central mutable file, so any number of builders may fill one set.
+A shard and its sidecar are the unit of commit: made aside, put in place, sidecar last. There is no central
+mutable file, so any number of builders may fill one set.
 """
 
-import hashlib
-import os
 import re
-import secrets
-import shutil
-import socket
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.recipe import RECIPE_FILE, Recipe, read_recipe, recipe_text
-from pipeline.shards.sidecar import Broken, Sample, Sidecar, parse_sidecar
+from pipeline.shards import FORMATS, get_format
+from pipeline.shards.folder import TEMPORARY, Folder
+from pipeline.shards.sidecar import SHARD, Broken, Sample, Sidecar, parse_sidecar
 
 SIDECAR = ".json"
-TEMPORARY = ".tmp-"
 BUILDING = ".building"  # there while a build runs, and after one that was stopped
-OWN_FILE = re.compile(r"(?:train|val|test)-[0-9]{6}\.(?:json|tar)")
-STALE = ".stale"  # hard links to shards that are rewritten while others still copy from them
-ABANDONED_SECONDS = 86_400.0
-
-
-def file_sha256(path: Path | str) -> str:
-    """SHA-256 of a file's bytes. Raises `OSError`."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+OWN_SIDECAR = re.compile(r"(?:train|val|test)-[0-9]{6}\.json")
+STALE = ".stale"  # shards that are rewritten while others still copy from them, by SHA-256
 
 
 @dataclass(frozen=True)
@@ -69,84 +56,91 @@ class Standing:
             known.update({broken.source: broken for broken in found if broken.source})
 
 
-def open_set(root: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
+def open_set(folder: Folder, recipe: Recipe, *, overwrite: bool = False) -> None:
     """Make the folder a set of this recipe, or check that it is one.
 
     `overwrite` removes a set that stands there (its own files, nothing else). Raises `UserError` for a set
     of another recipe, and for a folder that holds something else.
     """
-    if overwrite and (root / RECIPE_FILE).exists():
-        _remove_set(root)
-    elif not (root / RECIPE_FILE).exists():
-        _refuse_other_files(root)
-    root.mkdir(parents=True, exist_ok=True)
-    _write_first(root, RECIPE_FILE, recipe_text(recipe))
-    _refuse_another_recipe(root, recipe)
+    if RECIPE_FILE not in folder.names():
+        _refuse_other_files(folder)
+    elif overwrite:
+        _remove_set(folder)
+    folder.write_first(RECIPE_FILE, recipe_text(recipe))
+    _refuse_another_recipe(folder, recipe)
+    for name, text in get_format(recipe.format).around(recipe).items():
+        folder.write_first(name, text)
 
 
-def look_at_set(root: Path, recipe: Recipe, *, overwrite: bool = False) -> Standing:
+def look_at_set(folder: Folder, recipe: Recipe, *, overwrite: bool = False) -> Standing:
     """What `open_set` and `scan` would find, without making or removing anything. Raises `UserError`."""
-    if not (root / RECIPE_FILE).exists():
-        _refuse_other_files(root)
+    if RECIPE_FILE not in folder.names():
+        _refuse_other_files(folder)
         return Standing()
     if overwrite:
         return Standing()
-    _refuse_another_recipe(root, recipe)
-    return scan(root, recipe)
+    _refuse_another_recipe(folder, recipe)
+    return scan(folder, recipe)
 
 
-def _refuse_another_recipe(root: Path, recipe: Recipe) -> None:
-    differences = recipe.differences(read_recipe(root))
+def _refuse_another_recipe(folder: Folder, recipe: Recipe) -> None:
+    differences = recipe.differences(read_recipe(folder))
     if differences:
         raise UserError(
-            f"{root} is a set of another recipe: this run asks for {'; '.join(differences)}. Give another "
+            f"{folder} is a set of another recipe: this run asks for {'; '.join(differences)}. Give another "
             "--out to keep both, the same settings to add to it, or --overwrite to build it anew"
         )
 
 
-def _refuse_other_files(root: Path) -> None:
-    if root.exists() and not root.is_dir():
-        raise UserError(f"{root}: is a file; --out wants a folder")
+def _refuse_other_files(folder: Folder) -> None:
+    if Path(str(folder)).is_file():
+        raise UserError(f"{folder}: is a file; --out wants a folder")
     # What another builder of the same set has just made is none of them.
-    others = [path.name for path in root.iterdir() if not _is_ours(path.name)] if root.exists() else []
+    ours = {RECIPE_FILE, STALE, BUILDING, *_tops()}
+    others = [
+        name
+        for name in folder.names()
+        if name not in ours and not OWN_SIDECAR.fullmatch(name) and not SHARD.fullmatch(name)
+        and not name.startswith(TEMPORARY)
+    ]  # fmt: skip
     if others:
-        raise UserError(f"{root}: holds other files ({sorted(others)[0]}) and no shard set; give an empty --out")
+        raise UserError(f"{folder}: holds other files ({others[0]}) and no shard set; give an empty --out")
 
 
-def _is_ours(name: str) -> bool:
-    return bool(OWN_FILE.fullmatch(name)) or name in (RECIPE_FILE, STALE, BUILDING) or name.startswith(TEMPORARY)
+def _tops() -> set[str]:
+    """Names that a set of any format may have beside its shards and sidecars."""
+    return {name.partition("/")[0] for kind in FORMATS for name in get_format(kind).around(Recipe())}
 
 
-def scan(root: Path, recipe: Recipe) -> Standing:
+def scan(folder: Folder, recipe: Recipe) -> Standing:
     """What stands in the set and is whole. A shard that is gone or has another length than its sidecar says
     does not exist. Raises `UserError` for a sidecar that is damaged or of another recipe."""
     standing = Standing()
-    for sidecar in sidecars(root, recipe):
-        if is_whole(root / sidecar.shard, sidecar):
+    for sidecar in sidecars(folder, recipe):
+        if is_whole(folder, sidecar.shard, sidecar):
             standing.shards[sidecar_name(sidecar)] = sidecar
             standing.learn(sidecar.shard, sidecar)
-    stale = root / STALE
-    for sidecar in sidecars(stale, recipe):
-        file = sidecar.sha256 + Path(sidecar.shard).suffix
-        if is_whole(stale / file, sidecar):
-            standing.learn(f"{STALE}/{file}", sidecar)
+    for sidecar in sidecars(folder, recipe, STALE):
+        if is_whole(folder, stale := _stale(sidecar), sidecar):
+            standing.learn(stale, sidecar)
     return standing
 
 
-def sidecars(root: Path, recipe: Recipe) -> Iterator[Sidecar]:
+def sidecars(folder: Folder, recipe: Recipe, under: str = "") -> Iterator[Sidecar]:
     """Every sidecar of the set, by name. Raises `UserError`."""
-    for path in sorted(root.glob("*" + SIDECAR)):
-        if not OWN_FILE.fullmatch(path.name) and root.name != STALE:
+    for name in folder.names(under):
+        if not (name.endswith(SIDECAR) if under else OWN_SIDECAR.fullmatch(name)):
             continue
+        path = f"{under}/{name}" if under else name
         try:
-            sidecar = parse_sidecar(path.read_text(), str(path))
+            sidecar = parse_sidecar(folder.read(path), f"{folder}/{path}")
         except FileNotFoundError:
             continue  # another builder is rewriting this shard
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read: {error}") from error
+            raise UserError(f"{folder}/{path}: cannot be read: {error}") from error
         if sidecar.fingerprint != recipe.fingerprint:
             raise UserError(
-                f"{path}: belongs to the recipe {sidecar.fingerprint}, the set to {recipe.fingerprint}; "
+                f"{folder}/{path}: belongs to the recipe {sidecar.fingerprint}, the set to {recipe.fingerprint}; "
                 "remove it, or build with --overwrite"
             )
         yield sidecar
@@ -162,131 +156,59 @@ def sidecar_name(sidecar: Sidecar) -> str:
     return shard_name(sidecar.split, sidecar.bucket)
 
 
-def temporary(root: Path, name: str) -> Path:
-    """A path for a file in the making, which tells who makes it."""
-    return root / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{socket.gethostname()}@{name}"
-
-
-def commit(root: Path, made: Path, sidecar: Sidecar) -> None:
+def commit(folder: Folder, made: Path, sidecar: Sidecar) -> None:
     """Put a finished shard in its place, then its sidecar."""
     name = sidecar_name(sidecar) + SIDECAR
     # An old sidecar never stands beside a new shard, not even for a moment.
-    (root / name).unlink(missing_ok=True)
-    os.replace(made, root / sidecar.shard)
-    _write_whole(root, name, sidecar.text())
+    folder.remove(name)
+    folder.put(made, sidecar.shard)
+    folder.write(name, sidecar.text())
 
 
-def snapshot(root: Path, sidecar: Sidecar) -> str:
-    """Keep the shard's bytes reachable while it is rewritten; returns the file to copy from."""
-    stale = root / STALE
-    stale.mkdir(exist_ok=True)
-    file = stale / (sidecar.sha256 + Path(sidecar.shard).suffix)
-    with suppress(FileExistsError):
-        try:
-            os.link(root / sidecar.shard, file)
-        except OSError as error:
-            if isinstance(error, FileExistsError):
-                raise
-            shutil.copyfile(root / sidecar.shard, file)  # a file system without hard links
-    _write_whole(stale, sidecar.sha256 + SIDECAR, sidecar.text())
-    return f"{STALE}/{file.name}"
+def snapshot(folder: Folder, sidecar: Sidecar) -> str:
+    """Keep the shard's bytes reachable while it is rewritten; returns the shard to copy from."""
+    stale = _stale(sidecar)
+    folder.keep(sidecar.shard, stale)
+    folder.write(f"{STALE}/{sidecar.sha256}{SIDECAR}", sidecar.text())
+    return stale
 
 
-def sweep_abandoned(root: Path) -> None:
-    """Remove what killed builders left half-written: theirs on this machine, and anything a day old."""
-    for path in root.glob(TEMPORARY + "*"):
-        with suppress(FileNotFoundError):
-            if _is_abandoned(path):
-                path.unlink()
+def _stale(sidecar: Sidecar) -> str:
+    return f"{STALE}/{sidecar.sha256}{Path(sidecar.shard).suffix}"
 
 
-def begin(root: Path) -> set[str]:
+def begin(folder: Folder) -> set[str]:
     """Mark the set as being built; returns the shards and sidecars that stand in it now."""
-    (root / BUILDING).touch()
-    return {path.name for path in root.iterdir() if OWN_FILE.fullmatch(path.name)}
+    folder.write(BUILDING, "")
+    found = folder.names()
+    found += [f"{top}/{name}" for top in _tops() for name in folder.names(top)]
+    return {name for name in found if OWN_SIDECAR.fullmatch(name) or SHARD.fullmatch(name)}
 
 
-def end(root: Path, before: set[str], names: set[str]) -> None:
+def end(folder: Folder, before: set[str], names: set[str]) -> None:
     """Remove what stood in the set before the build and is no part of it now, and the mark.
 
     Nothing that another builder has added meanwhile is touched. A sidecar goes before its shard.
     """
     for name in sorted(before, key=lambda name: not name.endswith(SIDECAR)):
         if Path(name).stem not in names:
-            (root / name).unlink(missing_ok=True)
-    shutil.rmtree(root / STALE, ignore_errors=True)
-    (root / BUILDING).unlink(missing_ok=True)
+            folder.remove(name)
+    folder.remove(STALE)
+    folder.remove(BUILDING)
 
 
-def is_building(root: Path) -> bool:
+def is_building(folder: Folder) -> bool:
     """Whether a build runs, or was stopped."""
-    return (root / BUILDING).exists()
+    return BUILDING in folder.names()
 
 
-def _is_abandoned(path: Path) -> bool:
-    pid, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
-    host = rest.partition("-")[2].partition("@")[0]
-    if host == socket.gethostname() and pid.isdigit() and not _is_alive(int(pid)):
-        return True
-    return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def is_whole(path: Path, sidecar: Sidecar) -> bool:
+def is_whole(folder: Folder, name: str, sidecar: Sidecar) -> bool:
     """Whether the shard is there, with the length that its sidecar says."""
-    try:
-        return path.stat().st_size == sidecar.bytes
-    except FileNotFoundError:
-        return False
+    return folder.size(name) == sidecar.bytes
 
 
-def _write_whole(root: Path, name: str, text: str) -> None:
-    """Write a small file so that it is there whole or not at all, also after a power cut."""
-    os.replace(_flushed(root, name, text), root / name)
-    _flush_folder(root)
-
-
-def _write_first(root: Path, name: str, text: str) -> None:
-    """Likewise, unless the file is there: of several builders one comes first."""
-    made = _flushed(root, name, text)
-    try:
-        os.link(made, root / name)
-    except FileExistsError:
-        return
-    except OSError:  # a file system without hard links
-        if not (root / name).exists():
-            os.replace(made, root / name)
-    finally:
-        made.unlink(missing_ok=True)
-    _flush_folder(root)
-
-
-def _flushed(root: Path, name: str, text: str) -> Path:
-    made = temporary(root, name)
-    with made.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    return made
-
-
-def _flush_folder(root: Path) -> None:
-    folder = os.open(root, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _remove_set(root: Path) -> None:
-    end(root, begin(root), set())
-    (root / RECIPE_FILE).unlink()
+def _remove_set(folder: Folder) -> None:
+    end(folder, begin(folder), set())
+    for top in _tops():
+        folder.remove(top)
+    folder.remove(RECIPE_FILE)

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe, read_recipe
 from pipeline.shards.directory import is_building, is_whole, sidecars
+from pipeline.shards.folder import Folder, get_folder
 from pipeline.shards.sidecar import Sample, Sidecar
 
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A shard set on disk: where it is, what was asked for, and its sidecars by name."""
+    """A shard set: where it is, what was asked for, and its sidecars by name."""
 
-    root: Path
+    folder: Folder
     recipe: Recipe
     sidecars: tuple[Sidecar, ...]
     building: bool = False
@@ -40,7 +41,7 @@ class ShardSet:
         if self.building:
             return "a build is running, or was stopped"
         for sidecar in self.sidecars:
-            if not is_whole(self.root / sidecar.shard, sidecar):
+            if not is_whole(self.folder, sidecar.shard, sidecar):
                 return f"{sidecar.shard} is missing or cut short"
         buckets: dict[str, Counter[int]] = {}
         for sidecar in self.sidecars:
@@ -56,7 +57,7 @@ class ShardSet:
     def split(self, name: str) -> "SplitIndex":
         """The samples of one split. Raises `UserError` where it has none."""
         if name not in self.splits:
-            raise UserError(f"{self.root}: no split {name!r} with videos; there are {', '.join(self.splits)}")
+            raise UserError(f"{self.folder}: no split {name!r} with videos; there are {', '.join(self.splits)}")
         return SplitIndex(self, [sidecar for sidecar in self.sidecars if sidecar.split == name])
 
 
@@ -70,7 +71,7 @@ class SplitIndex:
     def __init__(self, shard_set: ShardSet, inside: Sequence[Sidecar]) -> None:
         self.recipe = shard_set.recipe
         self.labels = shard_set.labels
-        self.shards = [shard_set.root / sidecar.shard for sidecar in inside]
+        self.shards = [Path(str(shard_set.folder), sidecar.shard) for sidecar in inside]
         self.samples: list[Sample] = [sample for sidecar in inside for sample in sidecar.samples]
         number_of = {label: number for number, label in enumerate(self.labels)}
         videos = {video: i for i, video in enumerate(dict.fromkeys(sample.video for sample in self.samples))}
@@ -86,17 +87,16 @@ class SplitIndex:
         return len(self.samples)
 
 
-def read_set(root: Path, *, whole: bool = True) -> ShardSet:
-    """The set at `root`. Raises `UserError` where there is none, it is damaged, or (`whole`) unfinished."""
-    if not root.exists():
-        raise UserError(f"{root}: no such folder; make a shard set with `prep build-shards --out {root}`")
-    recipe = read_recipe(root)
-    shard_set = ShardSet(root, recipe, tuple(sidecars(root, recipe)), is_building(root))
+def read_set(place: Path | str, *, whole: bool = True) -> ShardSet:
+    """The set at a path or URL. Raises `UserError` where there is none, it is damaged, or (`whole`) unfinished."""
+    folder = get_folder(place)
+    recipe = read_recipe(folder)
+    shard_set = ShardSet(folder, recipe, tuple(sidecars(folder, recipe)), is_building(folder))
     if whole and not any(sidecar.samples for sidecar in shard_set.sidecars):
-        raise UserError(f"{root}: the set has no samples; run `prep build-shards --out {root}` to its end")
+        raise UserError(f"{folder}: the set has no samples; run `prep build-shards --out {folder}` to its end")
     if whole and shard_set.unfinished:
         raise UserError(
-            f"{root}: the set is unfinished ({shard_set.unfinished}); run the same `prep build-shards` again, "
+            f"{folder}: the set is unfinished ({shard_set.unfinished}); run the same `prep build-shards` again, "
             "it goes on from there"
         )
     return shard_set

@@ -5,12 +5,14 @@ whole set is made from sidecars alone, without opening a shard.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pipeline.errors import UserError
 
+SHARD = re.compile(r"(?:train|val|test)-[0-9]{6}\.tar|frames\.zarr/(?:train|val|test)-[0-9]{6}")
 EntryT = TypeVar("EntryT", "Sample", "Broken")
 
 
@@ -18,8 +20,9 @@ EntryT = TypeVar("EntryT", "Sample", "Broken")
 class Sample:
     """One sample of a shard: at most `max_frames` consecutive kept frames of one video.
 
-    `video` is the source's identity, `source` the SHA-256 of its bytes, `offset` where the first frame starts
-    (bytes from the start of the file for raw shards), `frames` how many there are.
+    `video` is the source's identity, `source` the SHA-256 of its bytes, `frames` how many there are, `offset`
+    where the first one is (in a tar: bytes from its start; in a zarr array: frames) and `sizes` the bytes of each
+    chunk, where a tar is compressed.
     """
 
     key: str
@@ -29,6 +32,14 @@ class Sample:
     source: str
     frames: int
     offset: int
+    sizes: tuple[int, ...] = ()
+
+
+class Place(NamedTuple):
+    """Where a writer has put a sample: see `Sample`."""
+
+    offset: int
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,8 @@ class Sidecar:
 
 
 def _rows(entries: Iterable[dict[str, Any]]) -> str:
-    lines = ",\n".join("  " + json.dumps(entry) for entry in entries)
+    shown = ({name: value for name, value in entry.items() if value != ()} for entry in entries)
+    lines = ",\n".join("  " + json.dumps(entry) for entry in shown)
     return f"\n{lines}\n " if lines else ""
 
 
@@ -85,15 +97,17 @@ def parse_sidecar(text: str, name: str) -> Sidecar:
         sidecar = Sidecar(**fields, samples=samples, rejected=rejected, damaged=damaged)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{name}: not a sidecar of a shard: {error}") from error
-    if "/" in sidecar.shard or "\\" in sidecar.shard or sidecar.shard.startswith("."):
+    if not SHARD.fullmatch(sidecar.shard):
         raise UserError(f"{name}: its shard {sidecar.shard!r} is not a file of this set")
     return sidecar
 
 
 def _entry(kind: type[EntryT], values: dict[str, Any]) -> EntryT:
-    entry = kind(**values)
+    entry = kind(**{**values, "sizes": tuple(values["sizes"])} if "sizes" in values else values)
     if not isinstance(entry.frames, int) or entry.frames < 0:
         raise ValueError(f"frames of {entry.video!r} is {entry.frames!r}")
     if isinstance(entry, Sample) and not (isinstance(entry.offset, int) and entry.offset >= 0):
         raise ValueError(f"offset of {entry.key!r} is {entry.offset!r}")
+    if isinstance(entry, Sample) and not all(isinstance(size, int) and size > 0 for size in entry.sizes):
+        raise ValueError(f"sizes of {entry.key!r} are {entry.sizes!r}")
     return entry

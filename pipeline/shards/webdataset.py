@@ -5,11 +5,12 @@ is written here rather than by `webdataset.TarWriter` because importing that pac
 offsets are needed, and because the same samples must give the same bytes.
 """
 
-import io
+import itertools
 import json
 import mmap
 import os
 import tarfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,22 +19,29 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
-from pipeline.shards import Frames, ShardReader, ShardWriter
-from pipeline.shards.sidecar import Sample
+from pipeline.shards import Frames, Mark, ShardReader, ShardWriter
+from pipeline.shards.codec import Raw, cut, decode_part, get_codec
+from pipeline.shards.sidecar import Place, Sample
 
-FRAMES_SUFFIX = ".frames.npy"
 META_SUFFIX = ".json"
-NPY_HEADER = 128  # bytes, for every array that fits this contract; the tests hold NumPy to it
 
 
 class WebDataset:
     """See `pipeline.shards.ShardFormat`."""
 
-    extension = ".tar"
+    codecs = ("raw", "zstd", "jpeg")
 
-    def create(self, path: Path, recipe: Recipe) -> ShardWriter:  # noqa: ARG002
+    def name(self, stem: str) -> str:
+        """See `pipeline.shards.ShardFormat.name`."""
+        return f"{stem}.tar"
+
+    def around(self, recipe: Recipe) -> dict[str, str]:  # noqa: ARG002
+        """See `pipeline.shards.ShardFormat.around`: none."""
+        return {}
+
+    def create(self, path: Path, recipe: Recipe) -> ShardWriter:
         """See `pipeline.shards.ShardFormat.create`."""
-        return TarWriter(path)
+        return TarWriter(path, recipe)
 
     def open(self, path: Path, recipe: Recipe) -> ShardReader:
         """See `pipeline.shards.ShardFormat.open`."""
@@ -43,36 +51,48 @@ class WebDataset:
 class TarWriter:
     """See `pipeline.shards.ShardWriter`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, recipe: Recipe) -> None:
         self._file = path.open("wb")
+        self._codec, self._frame = get_codec(recipe), (recipe.height, recipe.width, 3)
 
-    def add(self, key: str, frames: Frames, meta: dict[str, Any]) -> int:
+    def add(self, key: str, frames: Sequence[Frames], meta: dict[str, Any]) -> Place:
         """See `pipeline.shards.ShardWriter.add`."""
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(frames))
-        pixels = np.ascontiguousarray(frames).data.cast("B")
-        offset = self._member(key + FRAMES_SUFFIX, header.getvalue(), pixels)
-        self._member(key + META_SUFFIX, b"", memoryview(json.dumps(meta).encode()))
-        return offset
+        encoded = map(self._codec.encode, cut(frames, self._codec.chunk))
+        return self._add(key, len(frames), encoded, meta)
 
-    def _member(self, name: str, head: bytes, body: memoryview) -> int:
-        """One file of the tar; returns where its body starts. No times, owners or modes of this machine."""
-        info = tarfile.TarInfo(name)
-        info.size = len(head) + len(body)
-        self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
-        self._file.write(head)
+    def copy(self, key: str, reader: ShardReader, sample: Sample, meta: dict[str, Any]) -> Place:
+        """See `pipeline.shards.ShardWriter.copy`."""
+        return self._add(key, sample.frames, reader.chunks(sample), meta)
+
+    def _add(self, key: str, length: int, chunks: Iterable[bytes | memoryview], meta: dict[str, Any]) -> Place:
+        start = self._file.tell()
+        self._file.write(bytes(tarfile.BLOCKSIZE))  # the header, written when the size is known
+        self._file.write(self._codec.head((length, *self._frame)))
         offset = self._file.tell()
-        self._file.write(body)
+        sizes = tuple(self._file.write(chunk) for chunk in chunks)
+        self._finish(start, key + self._codec.suffix)
+        start = self._file.tell()
+        self._file.write(bytes(tarfile.BLOCKSIZE) + json.dumps(meta).encode())
+        self._finish(start, key + META_SUFFIX)
+        return Place(offset, () if isinstance(self._codec, Raw) else sizes)
+
+    def _finish(self, start: int, name: str) -> None:
+        """Make what was written since `start` a file of the tar. No times, owners or modes of this machine."""
+        end = self._file.tell()
+        info = tarfile.TarInfo(name)
+        info.size = end - start - tarfile.BLOCKSIZE
+        self._file.seek(start)
+        self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
+        self._file.seek(end)
         self._file.write(bytes(-info.size % tarfile.BLOCKSIZE))
-        return offset
 
-    def mark(self) -> int:
+    def mark(self) -> Mark:
         """See `pipeline.shards.ShardWriter.mark`."""
-        return self._file.tell()
+        return (self._file.tell(),)
 
-    def rewind(self, mark: int) -> None:
+    def rewind(self, mark: Mark) -> None:
         """See `pipeline.shards.ShardWriter.rewind`."""
-        self._file.seek(mark)
+        self._file.seek(*mark)
         self._file.truncate()
 
     def close(self) -> None:
@@ -84,32 +104,69 @@ class TarWriter:
 
 
 class TarReader:
-    """See `pipeline.shards.ShardReader`. Frames are views of the mapped file: no copy, no allocation."""
+    """See `pipeline.shards.ShardReader`. Raw frames are views of the mapped file: no copy, no allocation."""
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self._path = path
         self._frame = (recipe.height, recipe.width, 3)
-        try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); build the set again") from error
+        self._frame_bytes = recipe.height * recipe.width * 3
+        self._codec = get_codec(recipe)
+        self._raw = isinstance(self._codec, Raw)
+        self._head = tarfile.BLOCKSIZE + len(self._codec.head((1, *self._frame)))
+        self._map = map_file(path)
 
     def frames(self, sample: Sample) -> Frames:
         """See `pipeline.shards.ShardReader.frames`."""
-        shape = (sample.frames, *self._frame)
-        if sample.offset + int(np.prod(shape)) > len(self._map):
+        if self._raw:
+            self._check(sample)
+            return np.ndarray((sample.frames, *self._frame), np.uint8, self._map, sample.offset)
+        out = np.empty((sample.frames, *self._frame), np.uint8)
+        self.clip(sample, 0, out)
+        return out
+
+    def clip(self, sample: Sample, first: int, out: Frames) -> None:
+        """See `pipeline.shards.ShardReader.clip`."""
+        if self._raw:
+            out[...] = self.frames(sample)[first : first + len(out)]
+            return
+        self._check(sample)
+        starts = list(itertools.accumulate(sample.sizes, initial=sample.offset))
+        with memoryview(self._map) as data:
+            try:
+                decode_part(self._codec, lambda i: data[starts[i] : starts[i + 1]], sample.frames, first, out)
+            except ValueError as error:
+                raise UserError(f"{self._path}: {sample.key} is damaged: {error}") from error
+
+    def chunks(self, sample: Sample) -> Iterator[memoryview]:
+        """See `pipeline.shards.ShardReader.chunks`."""
+        self._check(sample)
+        start = sample.offset
+        with memoryview(self._map) as data:
+            for size in sample.sizes or (self._length(sample),):
+                yield data[start : start + size]
+                start += size
+
+    def _length(self, sample: Sample) -> int:
+        """Bytes of the sample's frames in the file."""
+        return sample.frames * self._frame_bytes if self._raw else sum(sample.sizes)
+
+    def _check(self, sample: Sample) -> None:
+        """The sample is inside the file and where its sidecar says. Raises `UserError`."""
+        if sample.offset + self._length(sample) > len(self._map):
             raise UserError(f"{self._path}: {sample.key} ends behind the end of the file; the shard is damaged")
-        name = (sample.key + FRAMES_SUFFIX).encode()
-        member = sample.offset - NPY_HEADER - tarfile.BLOCKSIZE
+        if not self._raw and len(sample.sizes) != -(-sample.frames // self._codec.chunk):
+            raise UserError(
+                f"{self._path}: {sample.key} has {len(sample.sizes)} chunks for {sample.frames} frames"
+            )
+        name = (sample.key + self._codec.suffix).encode()
+        member = sample.offset - self._head
         if self._map[max(member, 0) : member + len(name)] != name:
             raise UserError(f"{self._path}: {sample.key} is not where its sidecar says; was the set built anew?")
-        return np.ndarray(shape, np.uint8, self._map, sample.offset)
 
     def meta(self, sample: Sample) -> dict[str, Any]:
         """See `pipeline.shards.ShardReader.meta`: the member that follows the sample's frames."""
-        end = sample.offset + sample.frames * int(np.prod(self._frame))
-        start = -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        size = self._length(sample) + self._head - tarfile.BLOCKSIZE
+        start = sample.offset + self._length(sample) + -size % tarfile.BLOCKSIZE
         try:
             info = tarfile.TarInfo.frombuf(self._map[start : start + tarfile.BLOCKSIZE], "utf-8", "strict")
             start += tarfile.BLOCKSIZE
@@ -128,3 +185,12 @@ class TarReader:
     ) -> None:
         """Let go of the file. Views that are still in use keep their map alive; nothing is cut from under them."""
         del self._map
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The file, mapped. Raises `UserError` where it is missing or empty."""
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); build the set again") from error

@@ -1,0 +1,69 @@
+"""Where things lie: on this machine, or behind a URL that fsspec knows (s3://, gs://, https://, sftp:// …)."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+
+def is_url(place: Path | str) -> bool:
+    """Whether fsspec has to be asked. `file://` is a path; see `as_path`."""
+    return "://" in str(place)
+
+
+def as_place(text: str) -> Path | str:
+    """A path where it is one, else the URL as it stands (a `Path` would merge its slashes)."""
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    return text.rstrip("/") if is_url(text) else Path(text)
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it. Raises `UserError`.
+
+    Credentials and endpoints are where each system's own tools look for them: the environment, ~/.aws,
+    ~/.config/fsspec.
+    """
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{url}: {error}; fsspec's documentation says what such URLs need") from error
+    return system, path
+
+
+@contextmanager
+def reached(url: str) -> Iterator[None]:
+    """Whatever goes wrong at the far end is told as a `UserError` that names the URL."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # each file system has exceptions of its own
+        raise UserError(f"{url}: cannot be reached: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def local_file(place: str) -> Iterator[str]:
+    """A path to the file on this machine: itself, or a copy that is gone afterwards. Raises `OSError`.
+
+    Copied whole: a decoder seeks, and the digest wants every byte anyway.
+    """
+    if not is_url(place):
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="reelcache-") as folder:
+        copy = os.path.join(folder, "video" + os.path.splitext(place)[1])
+        try:
+            system, path = filesystem(place)
+            system.get_file(path, copy)
+        except OSError:
+            raise
+        except Exception as error:  # a file system's own kind: for a build it is a file that cannot be read
+            raise OSError(f"{type(error).__name__}: {error}") from error
+        yield copy

@@ -1,0 +1,173 @@
+"""How frames become bytes, and frames again. Adding a codec: a class here, a line in CODECS, its name in a format.
+
+A compressed sample is a row of chunks, each decodable alone, so that a clip costs the chunks that it touches.
+All decoders release the GIL: threads suffice.
+"""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import cv2
+import numcodecs.zstd
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe
+from pipeline.shards import Frames
+
+ZSTD_LEVEL = 1  # higher levels gain a few percent here and cost several times the time
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+class Codec(Protocol):
+    """Encodes up to `chunk` frames at a time. `suffix` names a sample's file in a tar."""
+
+    suffix: str
+    chunk: int
+
+    def head(self, shape: tuple[int, int, int, int]) -> bytes:
+        """What stands before the first chunk of a sample of `shape` [N, H, W, 3]: as long for every sample."""
+        ...
+
+    def encode(self, frames: Frames) -> bytes:
+        """One chunk: uint8 [n, H, W, 3], n ≤ `chunk`."""
+        ...
+
+    def decode(self, data: memoryview, out: Frames) -> None:
+        """Fill contiguous uint8 `out` [n, H, W, 3]. Raises `ValueError` where the bytes do not give just that."""
+        ...
+
+
+class Raw:
+    """Frames as they are: mapped, never decoded."""
+
+    suffix = ".frames.npy"
+    chunk = 16
+
+    def head(self, shape: tuple[int, int, int, int]) -> bytes:
+        """See `Codec.head`: the header of a `.npy`, 128 bytes for every array that fits the contract."""
+        header = io.BytesIO()
+        about = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, about)
+        return header.getvalue()
+
+    def encode(self, frames: Frames) -> bytes:
+        """See `Codec.encode`."""
+        return frames.tobytes()
+
+    def decode(self, data: memoryview, out: Frames) -> None:
+        """See `Codec.decode`."""
+        if len(data) != out.nbytes:
+            raise ValueError(f"{len(data)} bytes for {out.nbytes} bytes of frames")
+        out[...] = np.frombuffer(data, np.uint8).reshape(out.shape)
+
+
+class Zstd:
+    """Lossless: a `.npy` cut into pieces of 16 frames, each a zstd frame; `zstd -d` gives the whole."""
+
+    suffix = ".frames.npy.zst"
+    chunk = 16
+
+    def head(self, shape: tuple[int, int, int, int]) -> bytes:
+        """See `Codec.head`: the `.npy` header in a zstd frame that stores it as it is, so that its length is fixed
+        (RFC 8878: single segment, content size in one byte, one last raw block)."""
+        npy = Raw().head(shape)
+        block = (len(npy) << 3 | 1).to_bytes(3, "little")
+        return ZSTD_MAGIC + b"\x20" + len(npy).to_bytes(1, "little") + block + npy
+
+    def encode(self, frames: Frames) -> bytes:
+        """See `Codec.encode`."""
+        return bytes(numcodecs.zstd.compress(np.ascontiguousarray(frames), ZSTD_LEVEL))
+
+    def decode(self, data: memoryview, out: Frames) -> None:
+        """See `Codec.decode`."""
+        try:
+            numcodecs.zstd.decompress(data, out)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+
+
+class Jpeg:
+    """One JPEG a frame, one after the other (Motion JPEG), colour at full resolution: at 112 pixels a face is
+    a few of them."""
+
+    suffix = ".frames.mjpeg"
+    chunk = 1
+
+    def __init__(self, quality: int) -> None:
+        colour = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+        self._settings = [cv2.IMWRITE_JPEG_QUALITY, quality, *colour]
+
+    def head(self, shape: tuple[int, int, int, int]) -> bytes:  # noqa: ARG002
+        """See `Codec.head`: none."""
+        return b""
+
+    def encode(self, frames: Frames) -> bytes:
+        """See `Codec.encode`."""
+        done, data = cv2.imencode(".jpg", cv2.cvtColor(frames[0], cv2.COLOR_RGB2BGR), self._settings)
+        if not done:
+            raise ValueError("OpenCV could not write a JPEG")
+        return data.tobytes()
+
+    def decode(self, data: memoryview, out: Frames) -> None:
+        """See `Codec.decode`. The size that the file claims is read before anything is allocated for it."""
+        if jpeg_size(data) != out.shape[1:3]:
+            raise ValueError(f"no JPEG of {out.shape[2]}×{out.shape[1]}")
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        if picture is None or picture.shape != out.shape[1:]:
+            raise ValueError("a JPEG that cannot be decoded")
+        cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=out[0])
+
+
+def jpeg_size(data: memoryview) -> tuple[int, int] | None:
+    """(height, width) from the frame header (ITU T.81, B.2.2), or None where there is none."""
+    place = 2
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(data[place + 5 : place + 7], "big"), int.from_bytes(
+                data[place + 7 : place + 9], "big"
+            )
+        place += 2 + length
+    return None
+
+
+CODECS: dict[str, Callable[[Recipe], Codec]] = {
+    "raw": lambda _: Raw(),
+    "zstd": lambda _: Zstd(),
+    "jpeg": lambda recipe: Jpeg(recipe.quality),
+}
+
+
+def get_codec(recipe: Recipe) -> Codec:
+    """The recipe's codec. Raises `UserError` for an unknown one."""
+    if recipe.codec not in CODECS:
+        raise UserError(f"no codec is called {recipe.codec!r}; there are {', '.join(CODECS)}")
+    return CODECS[recipe.codec](recipe)
+
+
+def cut(frames: Sequence[Frames] | Frames, size: int) -> Iterator[Frames]:
+    """Frames [H, W, 3] in pieces [n, H, W, 3] of at most `size`: no more than one is in memory twice."""
+    for start in range(0, len(frames), size):
+        yield np.stack(list(frames[start : start + size]))
+
+
+def decode_part(codec: Codec, chunk: Callable[[int], memoryview], length: int, first: int, out: Frames) -> None:
+    """Fill `out` [n, H, W, 3] with the frames from `first` on of a row of `length` frames.
+
+    `chunk` gives chunk number i; only those touched are asked for. Raises `ValueError` where one is damaged.
+    """
+    place, stop = first, first + len(out)
+    while place < stop:
+        number, skip = divmod(place, codec.chunk)
+        whole = min(codec.chunk, length - number * codec.chunk)
+        count = min(whole - skip, stop - place)
+        wanted = out[place - first : place - first + count]
+        if count == whole:
+            codec.decode(chunk(number), wanted)
+        else:
+            decoded = np.empty((whole, *out.shape[1:]), np.uint8)
+            codec.decode(chunk(number), decoded)
+            wanted[...] = decoded[skip : skip + count]
+        place += count

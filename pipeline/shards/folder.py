@@ -1,0 +1,250 @@
+"""What a shard set needs of the place that it stands in, and the folder of a local disk. A bucket: remote.py."""
+
+import hashlib
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.places import is_url
+
+TEMPORARY = ".tmp-"
+ABANDONED_SECONDS = 86_400.0
+
+
+class Folder(Protocol):
+    """A place with files of a set. Names are relative, with `/`; a shard is a file, or a folder of files."""
+
+    def names(self, under: str = "") -> list[str]:
+        """What stands directly below `under`, sorted; nothing where that is missing."""
+        ...
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, or of all files of a folder; None where it is missing."""
+        ...
+
+    def sha256(self, name: str) -> str:
+        """Of a file's bytes, or of all bytes of a folder's files in the order of their names. Raises `OSError`."""
+        ...
+
+    def read(self, name: str) -> str:
+        """A text file. Raises `OSError`, `UnicodeDecodeError`."""
+        ...
+
+    def write(self, name: str, text: str) -> None:
+        """A text file, whole or not at all, also after a power cut."""
+        ...
+
+    def write_first(self, name: str, text: str) -> None:
+        """Likewise, unless it is there: of several builders one comes first."""
+        ...
+
+    def making(self, name: str) -> AbstractContextManager[Path]:
+        """A path on this machine at which to make the shard `name`; what is left there afterwards is removed."""
+        ...
+
+    def put(self, made: Path, name: str) -> None:
+        """Put what was made in its place, instead of what stands there."""
+        ...
+
+    def keep(self, name: str, other: str) -> None:
+        """The same bytes under another name, as cheaply as the place allows, unless they are there."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """A file or folder; fine where there is none."""
+        ...
+
+    def local(self, name: str) -> AbstractContextManager[Path]:
+        """A path on this machine at which to read it. Raises `OSError`."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what killed builders left half-written: theirs on this machine, and anything a day old."""
+        ...
+
+
+def get_folder(place: Path | str) -> Folder:
+    """The folder at a path or URL; it need not exist. Raises `UserError`."""
+    if is_url(place):
+        from pipeline.shards.remote import RemoteFolder
+
+        return RemoteFolder(str(place))
+    return LocalFolder(Path(place))
+
+
+def shard_files(shard: Path) -> list[Path]:
+    """The files of a shard in the order of their names: itself, or what is in it; hidden ones are not ours."""
+    if not shard.is_dir():
+        return [shard]
+    return sorted(path for path in shard.rglob("*") if path.is_file() and not path.name.startswith("."))
+
+
+def file_sha256(path: Path | str) -> str:
+    """SHA-256 of a file's bytes. Raises `OSError`."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def measure(shard: Path) -> tuple[int, str]:
+    """Bytes and SHA-256 of a shard on this machine. Raises `OSError`."""
+    digest, files = hashlib.sha256(), shard_files(shard)
+    for path in files:
+        with path.open("rb") as file:
+            while data := file.read(1 << 20):
+                digest.update(data)
+    return sum(path.stat().st_size for path in files), digest.hexdigest()
+
+
+class LocalFolder:
+    """See `Folder`. Files are made beside their place under a name that says who makes them, and renamed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def names(self, under: str = "") -> list[str]:
+        """See `Folder.names`."""
+        try:
+            return sorted(os.listdir(self.root / under))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def size(self, name: str) -> int | None:
+        """See `Folder.size`."""
+        try:
+            return sum(path.stat().st_size for path in shard_files(self.root / name))
+        except FileNotFoundError:
+            return None
+
+    def sha256(self, name: str) -> str:
+        """See `Folder.sha256`."""
+        return measure(self.root / name)[1]
+
+    def read(self, name: str) -> str:
+        """See `Folder.read`."""
+        return (self.root / name).read_text(encoding="utf-8")
+
+    def write(self, name: str, text: str) -> None:
+        """See `Folder.write`."""
+        os.replace(self._flushed(name, text), self.root / name)
+        self._flush()
+
+    def write_first(self, name: str, text: str) -> None:
+        """See `Folder.write_first`."""
+        made = self._flushed(name, text)
+        try:
+            os.link(made, self.root / name)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without hard links
+            if not (self.root / name).exists():
+                os.replace(made, self.root / name)
+        finally:
+            made.unlink(missing_ok=True)
+        self._flush()
+
+    @contextmanager
+    def making(self, name: str) -> Iterator[Path]:
+        """See `Folder.making`."""
+        made = self._temporary(name)
+        try:
+            yield made
+        finally:
+            _remove(made)
+
+    def put(self, made: Path, name: str) -> None:
+        """See `Folder.put`."""
+        place = self.root / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if made.is_dir():
+            with self.making(name) as old:  # a folder cannot be renamed onto a folder
+                with suppress(FileNotFoundError):
+                    os.rename(place, old)
+                os.rename(made, place)
+        else:
+            os.replace(made, place)
+
+    def keep(self, name: str, other: str) -> None:
+        """See `Folder.keep`: hard links."""
+        if (self.root / other).exists():
+            return
+        source = self.root / name
+        with self.making(other) as made:
+            for path in shard_files(source):
+                copy = made if path == source else made / path.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(path, copy)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(path, copy)
+            self.put(made, other)
+
+    def remove(self, name: str) -> None:
+        """See `Folder.remove`."""
+        _remove(self.root / name)
+
+    @contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """See `Folder.local`: the file itself."""
+        yield self.root / name
+
+    def sweep(self) -> None:
+        """See `Folder.sweep`."""
+        for name in self.names():
+            with suppress(FileNotFoundError):
+                if name.startswith(TEMPORARY) and _is_abandoned(self.root / name):
+                    _remove(self.root / name)
+
+    def _temporary(self, name: str) -> Path:
+        self.root.mkdir(parents=True, exist_ok=True)
+        owner = f"{os.getpid()}-{secrets.token_hex(4)}-{socket.gethostname()}"
+        return self.root / f"{TEMPORARY}{owner}@{Path(name).name}"
+
+    def _flushed(self, name: str, text: str) -> Path:
+        (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+        made = self._temporary(name)
+        with made.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        return made
+
+    def _flush(self) -> None:
+        folder = os.open(self.root, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    pid, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
+    host = rest.partition("-")[2].partition("@")[0]
+    if host == socket.gethostname() and pid.isdigit() and not _is_alive(int(pid)):
+        return True
+    return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,126 @@
+"""Videos and sets behind URLs: a bucket of moto's server on loopback, and fsspec's memory."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from conftest import SMALL, build, set_bytes
+from moto.server import ThreadedMotoServer
+
+from pipeline.driver import estimate_set
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe
+from pipeline.shards.folder import LocalFolder, get_folder
+from pipeline.shards.index import read_set
+from pipeline.sources import list_videos
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`s3://team`, on this machine; its address and keys are in the environment, as a user has them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    server.start()
+    config = tmp_path_factory.mktemp("aws") / "none"
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": str(config), "AWS_SHARED_CREDENTIALS_FILE": str(config),
+        }.items():  # fmt: skip
+            environment.setenv(name, value)
+        fsspec.filesystem("s3").mkdir("team")
+        yield "s3://team"
+    server.stop()
+
+
+def upload(folder: Path, url: str) -> str:
+    fsspec.filesystem(url.partition(":")[0]).put(f"{folder}/", f"{url}/", recursive=True)
+    return url
+
+
+def download(url: str, folder: Path) -> dict[str, bytes]:
+    fsspec.filesystem(url.partition(":")[0]).get(f"{url}/", f"{folder}/", recursive=True)
+    return set_bytes(folder)
+
+
+@pytest.mark.parametrize("recipe", [SMALL, Recipe(width=32, height=32, format="zarr", codec="zstd")])
+def test_a_build_from_and_to_a_bucket_gives_the_bytes_of_a_local_one(
+    bucket: str, labelled_videos: Path, tmp_path: Path, recipe: Recipe
+) -> None:
+    source, out = upload(labelled_videos, f"{bucket}/{recipe.format}/raw"), f"{bucket}/{recipe.format}/set"
+    build(labelled_videos, tmp_path / "local", recipe=recipe)
+    assert build(source, out, recipe=recipe, workers=2).decoded == 8
+    assert download(out, tmp_path / "copy") == set_bytes(tmp_path / "local")
+    assert build(source, out, recipe=recipe).shards_written == 0
+
+
+def test_a_set_in_a_bucket_grows_and_is_relabelled_without_decoding(
+    bucket: str, labelled_videos: Path, tmp_path: Path
+) -> None:
+    out = f"{bucket}/grown"
+    build(labelled_videos, out)
+    (labelled_videos / "cats").rename(labelled_videos / "lions")
+    assert build(labelled_videos, out, per_shard=1).decoded == 0
+    build(labelled_videos, tmp_path / "fresh", per_shard=1)
+    assert download(out, tmp_path / "copy") == set_bytes(tmp_path / "fresh")
+    assert build(labelled_videos, out, overwrite=True).decoded == 8
+
+
+def test_a_csv_in_a_bucket_lists_videos_beside_it_and_elsewhere(bucket: str, labelled_videos: Path) -> None:
+    upload(labelled_videos, f"{bucket}/csv")
+    rows = "path,label\ncats/0.mp4,cats\ns3://team/csv/dogs/1.mp4,dogs\ncats/none.mp4,cats\n"
+    fsspec.filesystem("s3").pipe_file("team/csv/videos.csv", rows.encode())
+    videos = list_videos(f"{bucket}/csv/videos.csv")
+    assert [video.path for video in videos] == [
+        "s3://team/csv/cats/0.mp4", "s3://team/csv/cats/none.mp4", "s3://team/csv/dogs/1.mp4",
+    ]  # fmt: skip
+    report = build(f"{bucket}/csv/videos.csv", f"{bucket}/from-csv")
+    assert (report.decoded, report.rejected) == (2, 1)
+    (rejected,) = [entry for sidecar in read_set(f"{bucket}/from-csv").sidecars for entry in sidecar.rejected]
+    assert rejected.video == "cats/none.mp4" and rejected.reason.startswith("cannot be read")
+
+
+def test_a_dry_run_reads_a_bucket_and_writes_nothing(bucket: str, labelled_videos: Path) -> None:
+    from pipeline.driver import Wanted
+
+    source = upload(labelled_videos, f"{bucket}/dry")
+    found = estimate_set(Wanted(source, SMALL), f"{bucket}/nothing")
+    assert found.videos == 8 and found.unreadable == 0
+    assert get_folder(f"{bucket}/nothing").names() == []
+
+
+def test_a_place_that_cannot_be_reached_is_named(bucket: str) -> None:
+    with pytest.raises(UserError, match="s3://no-such-bucket/set"):
+        build(f"{bucket}/dry", "s3://no-such-bucket/set")
+    with pytest.raises(UserError, match=r"surprise://x.*[Pp]rotocol not known"):
+        list_videos("surprise://x")
+
+
+def test_a_folder_that_is_no_set_is_refused_in_a_bucket_too(bucket: str, labelled_videos: Path) -> None:
+    fsspec.filesystem("s3").pipe_file("team/other/thesis.txt", b"x")
+    with pytest.raises(UserError, match="holds other files"):
+        build(labelled_videos, f"{bucket}/other")
+
+
+def test_the_two_kinds_of_folder_agree(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1").write_text("one")
+    (tmp_path / "a" / "2").write_text("two")
+    for folder in (LocalFolder(tmp_path / "local"), get_folder("memory://agree")):
+        folder.put(Path(str(tmp_path / "a")) if str(folder) != "memory://agree" else tmp_path / "local" / "b", "b")
+        folder.write("x/text", "hello")
+        folder.write_first("x/text", "other")
+        folder.keep("b", "c")
+        assert folder.names() == ["b", "c", "x"] and folder.names("b") == ["1", "2"] and folder.names("no") == []
+        assert folder.size("c") == 6 and folder.size("nothing") is None and folder.read("x/text") == "hello"
+        assert folder.sha256("b") == folder.sha256("c")
+        with folder.local("c") as path:
+            assert (path / "2").read_text() == "two"
+        folder.remove("c")
+        folder.remove("c")
+        assert folder.names() == ["b", "x"]
