@@ -13,7 +13,6 @@ import pytest
 from conftest import replace_packet, write_video
 
 from pipeline.decode import DecodeError, Frame, get_decoder, pyav
-from pipeline.decode.geometry import finish, place
 from pipeline.decode.pyav import _decode_all, _decode_chosen
 from pipeline.recipe import Recipe
 
@@ -151,35 +150,6 @@ def test_names_that_look_like_options_or_protocols_are_files(
     for name in ("-i.mp4", "http:x.mp4", "concat:a|b.mp4", "ä 'q\" \n.mp4"):
         write_video(tmp_path / "plain.mp4").rename(tmp_path / name)
         assert len(list(get_decoder("pyav").frames(name, SMALL))) == 5
-
-
-@pytest.mark.parametrize(
-    ("fit", "shape", "turns", "scaled"),
-    [
-        ("stretch", (320, 240), 0, (112, 112)),
-        ("crop", (320, 240), 0, (149, 112)),
-        ("pad", (320, 240), 0, (112, 84)),
-        ("pad", (320, 240), 1, (112, 84)),
-        ("crop", (240, 320), 3, (112, 149)),
-    ],
-)
-def test_placement_keeps_the_shape_that_fit_promises(
-    fit: str, shape: tuple[int, int], turns: int, scaled: tuple[int, int]
-) -> None:
-    placement = place(*shape, Fraction(1), turns, Recipe(fit=fit))
-    assert placement.scaled == scaled
-    assert finish(np.ones((scaled[1], scaled[0], 3), np.uint8), placement).shape == (112, 112, 3)
-
-
-def test_padding_is_black_and_centred() -> None:
-    placement = place(320, 160, Fraction(1), 0, Recipe(fit="pad"))
-    frame = finish(np.full((56, 112, 3), 9, np.uint8), placement)
-    assert (frame[28:84] == 9).all()
-    assert frame[:28].sum() + frame[84:].sum() == 0
-
-
-def test_wide_pixels_make_a_wide_picture() -> None:
-    assert place(160, 240, Fraction(2), 0, Recipe(fit="pad")).scaled == (112, 84)
 
 
 def test_real_clips_are_bit_for_bit_those_of_a_full_decode(real_clips: Path, exhaustive: bool) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decode import DecodeError, Frame
-from pipeline.decode.geometry import finish, place
+from pipeline.decode.geometry import Orientation, finish, place
 from pipeline.recipe import Recipe
 from pipeline.sampling import keep_displayed
 
@@ -73,7 +73,7 @@ def _pixel_aspect(capture: "cv2.VideoCapture") -> Fraction:
 
 def _convert(image: NDArray[np.uint8], aspect: Fraction, recipe: Recipe) -> NDArray[np.uint8]:
     height, width = image.shape[:2]
-    placement = place(width, height, aspect, 0, recipe)  # OpenCV has already turned the picture
+    placement = place(width, height, aspect, Orientation(), recipe)  # OpenCV has turned it already
     shrinks = placement.scaled[0] <= width and placement.scaled[1] <= height
     small = cv2.resize(image, placement.scaled, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     return finish(cv2.cvtColor(small, cv2.COLOR_BGR2RGB), placement)

@@ -14,13 +14,14 @@ from functools import lru_cache
 from typing import Any
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.filter import Graph
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from pipeline.decode import DecodeError, Frame
-from pipeline.decode.geometry import Placement, finish, place
+from pipeline.decode.geometry import Orientation, Placement, finish, orientation, place
 from pipeline.recipe import Recipe
 from pipeline.sampling import displays, end_of, keep_displayed, needed_packets
 
@@ -260,8 +261,9 @@ def _converter(stream: VideoStream, recipe: Recipe) -> Callable[[av.VideoFrame, 
     aspect = stream.sample_aspect_ratio or Fraction(1)
 
     @lru_cache(maxsize=8)  # a stream may change its size on the way
-    def placed(width: int, height: int, rotation: int) -> Placement:
-        return place(width, height, aspect, round(rotation / 90), recipe)
+    def placed(width: int, height: int, matrix: bytes | None) -> Placement:
+        turn = orientation(np.frombuffer(matrix, "<i4").tolist()) if matrix else Orientation()
+        return place(width, height, aspect, turn, recipe)
 
     graph: Graph | None = None
 
@@ -270,7 +272,8 @@ def _converter(stream: VideoStream, recipe: Recipe) -> Callable[[av.VideoFrame, 
         if frame.interlaced_frame:
             graph = graph or _progressive(stream)
             frame = _through(graph, frame)
-        placement = placed(frame.width, frame.height, frame.rotation)
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        placement = placed(frame.width, frame.height, bytes(matrix) if matrix else None)
         width, height = placement.scaled
         shrinks = width <= frame.width and height <= frame.height
         small = reformatter.reformat(
