@@ -7,7 +7,11 @@
 Each kind of copy is made of `--each` videos, no video is copied twice; copies go to the other split. Pairs of two
 originals that are found count as false: look at them before you believe that they are.
 
-LAST_RESULT
+Last result, on 300 real surveillance clips of 46 recordings with 90 copies (15 of each kind):
+seed 0: precision 1.0, recall 0.978; seed 1: precision 0.989, recall 0.989. Every missed copy is of a clip in which
+next to nothing moves (`still`); the false pair is of one man in one doorway, ten seconds apart. No two of the 300
+originals are copies. The limits of `pipeline/video_hash.py` were chosen on copies of every 4th clip.
+Search alone, two busy cores: 20,000 videos of 200 cameras in 3.7 s, of one single camera in 28 s.
 """
 
 import csv
@@ -122,20 +126,26 @@ def measure(videos: Sequence[Video], each: int, seed: int, threshold: float) -> 
     }
 
 
-def measure_search(videos: int, seed: int) -> dict[str, Any]:
-    """Seconds and memory of hashing and searching videos of 11 random frames, every 20th a noisy copy."""
+def measure_search(videos: int, cameras: int, seed: int) -> dict[str, Any]:
+    """Seconds and memory of hashing and searching videos of 11 frames, random motion before the still pictures of
+    some cameras; every 20th is a noisy copy."""
     draw = np.random.default_rng(seed)
-    walk = draw.normal(0, 20, (videos, 11, 63)).cumsum(1) + draw.normal(0, 100, (videos, 1, 63))
-    looks = [np.asarray(video, np.float32) for video in walk]
+    rooms = draw.normal(0, 100, (cameras, 63))
+    looks = [
+        (draw.normal(0, 20, (11, 63)).cumsum(0) + rooms[number % cameras]).astype(np.float32)
+        for number in range(videos)
+    ]
     copies = {(number, number + 1) for number in range(0, videos - 1, 20)}
     for original, copy in copies:
         looks[copy] = (looks[original][2:] + draw.normal(0, 4, (9, 63))).astype(np.float32)
     began = time.perf_counter()
-    windows = video_hash.hash_windows(looks, video_hash.window_frames(Fraction(5)))
+    length = video_hash.window_frames(Fraction(5))
+    windows = video_hash.hash_windows(looks, length)
     found = list(video_hash.candidates(windows))
-    near = {(a, b) for a, b, shift in found if video_hash.distance(looks[a], looks[b], shift) <= THRESHOLD}
+    near = {(a, b) for a, b, by in found if video_hash.distance(looks[a], looks[b], by, length) <= THRESHOLD}
     return {
         "videos": videos,
+        "cameras": cameras,
         "windows": len(windows),
         "candidates": len(found),
         "pairs": len(near),
@@ -150,11 +160,12 @@ def measure_search(videos: int, seed: int) -> dict[str, Any]:
 @click.option("--each", default=15, show_default=True, help="Copies of each kind.")
 @click.option("--seed", default=0, show_default=True, help="Which videos are copied.")
 @click.option("--threshold", default=THRESHOLD, show_default=True)
-@click.option("--synthetic", default=0, metavar="N", help="Search N made-up hashes instead.")
-def main(videos: Path | None, each: int, seed: int, threshold: float, synthetic: int) -> None:
+@click.option("--synthetic", default=0, metavar="N", help="Search N made-up videos instead.")
+@click.option("--cameras", default=200, show_default=True, help="With --synthetic: so many still pictures.")
+def main(videos: Path | None, each: int, seed: int, threshold: float, synthetic: int, cameras: int) -> None:
     """Print what was found as JSON."""
     if synthetic:
-        print(json.dumps(measure_search(synthetic, seed), indent=2))
+        print(json.dumps(measure_search(synthetic, cameras, seed), indent=2))
     elif videos is None or not videos.exists():
         print("no videos to copy; give a folder of <label>/*.mp4, or a CSV with path,label")
     else:

@@ -88,7 +88,8 @@ def find_leaks(shard_set: ShardSet, threshold: float = THRESHOLD, stage: Stage =
     pairs = {(pair.a, pair.b): pair for pair in _exact(videos)}
     for a, b, shift in video_hash.candidates(windows, stage):
         if (videos[a].id, videos[b].id) not in pairs:
-            found = min(video_hash.distance(videos[a].looks, videos[b].looks, shift + by) for by in (-1, 0, 1))
+            looks_a, looks_b = videos[a].looks, videos[b].looks
+            found = min(video_hash.distance(looks_a, looks_b, shift + by, length) for by in (-1, 0, 1))
             if found <= threshold:
                 pairs[videos[a].id, videos[b].id] = _pair(videos[a], videos[b], found, "near")
     ordered = sorted(pairs.values(), key=lambda pair: (pair.distance, pair.a, pair.b))

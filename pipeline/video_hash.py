@@ -128,16 +128,17 @@ def candidates(windows: Windows, stage: Stage = no_stage) -> Iterator[tuple[int,
     Frame i of `a` is frame i - shift of `b`, judged by their most similar windows. Memory: some 24 bytes a
     window and a candidate.
     """
-    step = stage("comparing", TABLES)
+    videos = len(np.unique(windows.video))
+    step = stage("comparing", videos)
     draw = np.random.default_rng(0)
     best = np.empty((0, 4), np.int64)  # a, b, shift, signs that differ
-    for _ in range(TABLES):
+    for table in range(TABLES):
         picture = draw.choice(LOW_PICTURE, KEY_PICTURE, replace=False)
         motion = LOW_PICTURE + draw.choice(LOW_MOTION, KEY_MOTION, replace=False)
         keys = windows.low[:, np.concatenate([picture, motion])] @ (1 << np.arange(KEY_PICTURE + KEY_MOTION))
         for first, second in _same_key(keys):
             best = _closest(np.concatenate([best, _similar(windows, first, second)]))
-        step(1)
+        step((table + 1) * videos // TABLES - table * videos // TABLES)
     for a, b, shift, _ in best.tolist():
         yield a, b, shift
 
@@ -181,14 +182,15 @@ def _closest(found: Numbers) -> Numbers:
     return found[new]
 
 
-def distance(a: Coefficients, b: Coefficients, shift: int) -> float:
+def distance(a: Coefficients, b: Coefficients, shift: int, at_least: int) -> float:
     """How unlike two videos are where they overlap, `b` moved by `shift` frames: 0 (a copy) to 2.
 
     1 minus a correlation: that of the mean pictures or that of the changes against them, whichever is lower.
+    An overlap of fewer than `at_least` frames proves nothing: 2.
     """
     begin_a, begin_b = max(shift, 0), max(-shift, 0)
     length = min(len(a) - begin_a, len(b) - begin_b)
-    if length < 2:
+    if length < at_least:
         return 2.0
     piece_a, piece_b = a[begin_a : begin_a + length], b[begin_b : begin_b + length]
     mean_a, mean_b = piece_a.mean(0), piece_b.mean(0)
