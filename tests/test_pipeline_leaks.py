@@ -183,3 +183,9 @@ def test_chunks_of_pairs_hold_each_pair_once(monkeypatch: pytest.MonkeyPatch) ->
     ]
     assert len(parts) > 1
     assert sorted(pairs) == [(0, 2), (0, 3), (0, 6), (1, 5), (2, 3), (2, 6), (3, 6)]
+
+
+def test_videos_without_a_single_window_have_no_candidates() -> None:
+    for videos in ([], [np.zeros((1, 63), np.float32)], [np.zeros((20, 63), np.float32)] * 3):
+        windows = video_hash.hash_windows(videos, 6)
+        assert len(windows) == 0 and list(video_hash.candidates(windows)) == []
