@@ -10,10 +10,12 @@ from pipeline.console import PLACE, Commands, human_bytes, json_option, print_js
 if TYPE_CHECKING:
     from pipeline.driver import Wanted
     from pipeline.estimate import Estimate
+    from pipeline.leaks import Leaks, Pair
 
 DEFAULT_VIDEOS = Path("data/videos")
 DEFAULT_SHARDS = Path("data/shards")
 DEFAULT_QUALITY = 90
+PAIRS_SHOWN = 50
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -165,6 +167,80 @@ def inspect(shards: Path | str, as_json: bool) -> None:
         return
     print_table(str(shards), _summary_rows(summary))
     _print_broken(summary)
+
+
+@main.command()
+@click.argument("shards", metavar="[SET]", type=PLACE, default=DEFAULT_SHARDS)
+@click.option("--threshold", type=click.FloatRange(0, 1), default=0.25, show_default=True,
+              help="How unlike near copies may be: 0 (alike) to 1 (unrelated).")  # fmt: skip
+@click.option("--all", "every", is_flag=True, help="Also pairs inside one split and label.")
+@click.option(
+    "--group", type=click.Path(path_type=Path), metavar="FILE", help="Write a CSV that keeps copies together."
+)
+@click.option("--source", type=PLACE, default=DEFAULT_VIDEOS, show_default=True,
+              help="With --group: the folder or CSV that SET was built from.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace the FILE of --group.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if any pair is found.")
+@json_option
+def leaks(
+    shards: Path | str, threshold: float, every: bool, group: Path | None, source: Path | str, overwrite: bool,
+    strict: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Find copies of videos across splits or labels, from the cached frames of SET.
+
+    Copies may be compressed again, scaled, brightened or trimmed. `--group` writes a CSV for `build-shards` in
+    which copies share a group, and so a split.
+
+    \b
+    Example:  prep leaks data/rwf
+              prep leaks data/rwf --group data/rwf.csv --source rwf-2000
+              prep build-shards data/rwf.csv --out data/rwf
+    """
+    from pipeline.errors import UserError, WorkFailed
+    from pipeline.leaks import find_leaks, write_groups
+    from pipeline.shards.index import read_set
+    from pipeline.sources import list_videos
+
+    shard_set = read_set(shards)
+    videos = list_videos(source) if group else []
+    if group and group.exists() and not overwrite:
+        raise UserError(f"{group}: exists; give another --group, or --overwrite")
+    with progress("videos") as stage:
+        found = find_leaks(shard_set, threshold, stage)
+    shown = [pair for pair in found.pairs if every or pair.harms]
+    moved = write_groups(group, shard_set, videos, found.pairs, overwrite=overwrite) if group else None
+    _print_leaks(shards, found, shown, threshold, as_json)
+    if group:
+        click.echo(f"{group}: {moved} videos change their split; next: prep build-shards {group}", err=as_json)
+    if strict and shown:
+        raise WorkFailed(f"{shards}: {len(shown)} pairs of copies were found (--strict)")
+
+
+def _print_leaks(shards: Path | str, found: "Leaks", shown: "list[Pair]", threshold: float, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    unseen = {"flat": found.flat, "still": found.still, "short": found.short}
+    if as_json:
+        pairs = [asdict(pair) for pair in shown]
+        print_json({"videos": found.videos, "threshold": threshold, "pairs": pairs, **unseen})
+        return
+    rows = [
+        (pair.a, pair.b, " | ".join(dict.fromkeys(pair.splits)), " | ".join(dict.fromkeys(pair.labels)),
+         f"{pair.distance:.3f}", pair.kind)
+        for pair in shown[:PAIRS_SHOWN]
+    ]  # fmt: skip
+    harm = sum(pair.harms for pair in found.pairs)
+    title = f"{shards}: {harm} pairs of copies cross splits or labels, {len(found.pairs) - harm} do not"
+    if rows:
+        print_table(title, rows, ("video a", "video b", "split", "label", "distance", "kind"))
+    else:
+        click.echo(title)
+    if len(shown) > PAIRS_SHOWN:
+        click.echo(f"and {len(shown) - PAIRS_SHOWN} more; --json lists them all")
+    reasons = {"flat": "show one flat colour", "still": "do not move", "short": "are shorter than 1.2 s"}
+    for kind, names in unseen.items():
+        if names:
+            warn(f"{len(names)} videos {reasons[kind]}: only exact copies of them are found; --json lists them")
 
 
 def _print_estimate(out: Path | str, found: "Estimate", as_json: bool) -> None:
