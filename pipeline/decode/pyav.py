@@ -27,7 +27,7 @@ from pipeline.decode.geometry import Placement, finish, place
 from pipeline.recipe import Recipe
 from pipeline.sampling import displays, end_of, keep_displayed, needed_packets
 
-# Packets up to this much are kept between choosing and decoding; files with more are read twice.
+# Files up to this size are kept, as packets, between choosing and decoding; larger ones are read twice.
 HELD_BYTES = 4 << 20
 PACKET_BYTES = 512  # that a packet takes beside its content
 # Codecs that deliver nothing, rather than something wrong, when decoding starts in the middle: only theirs
@@ -129,7 +129,7 @@ class _Times:
 def _decode_chosen(path: str, recipe: Recipe) -> Iterator[Frame]:
     """Choose from the packets' times, then decode only what those frames need."""
     with _open(path) as (container, stream):
-        held: list[Any] | None = []
+        held: list[Any] | None = [] if container.size <= HELD_BYTES else None
         bytes_held = 0
         times = _Times()
         for packet in _demux(container, stream):
