@@ -3,9 +3,10 @@
     python benchmarks/memory.py                      # makes the videos, builds each alone, prints a table
     python benchmarks/memory.py --hours 10
 
-Both videos are of one size, codec and rate: the long one is the short one's packets over and over. Each is built by
-`prep build-shards`, once with `--workers 0` and once by the worker of a Dask cluster (`--workers 1`); the peak is
-VmHWM of the process that decodes, as Linux counts it. Wanted: less than 10 % apart in the worker, under 400 MB.
+Both videos are of one size, codec and rate: the long one is the short one's packets over and over. Each is
+built by `prep build-shards`, once with `--workers 0` and once by the worker of a Dask cluster (`--workers 1`);
+the peak is VmHWM of the process that decodes, as Linux counts it. Wanted: less than 10 % apart in the worker,
+under 400 MB.
 
 Last result: see docs/scale.md.
 """
