@@ -5,8 +5,8 @@
 
 No video is made: the plan is the real `pipeline.plan` on made-up names, the tasks go through the real
 `pipeline.cluster` to two workers that do nothing but report, the sidecars are real ones of samples that nobody
-decoded. Each part runs in a process of its own, whose peak memory is VmHWM. Parts that grow with the number of videos in
-proportion are measured on fewer, and the table says on how many; bytes are arithmetic.
+decoded. Each part runs in a process of its own, whose peak memory is VmHWM. Parts that grow with the number of
+videos in proportion are measured on fewer, and the table says on how many; bytes are arithmetic.
 
 Last result: see docs/scale.md.
 """
