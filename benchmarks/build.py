@@ -24,7 +24,7 @@ import click
 import cv2
 
 from pipeline.decode import get_decoder
-from pipeline.decode.pyav import _choose, _decode_skipping, _demux, _open, _time
+from pipeline.decode.pyav import _choose, _decode_skipping, _demux, _open, _Times
 from pipeline.recipe import Recipe
 from pipeline.sources import list_videos
 
@@ -72,7 +72,9 @@ def limit(path: str) -> int:
     """Only the needed frames decoded, none converted."""
     with _open(path) as (container, stream):
         packets = list(_demux(container, stream))
-        times = [_time(packet) for packet in packets]
+        times = _Times()
+        for packet in packets:
+            times.add(packet)
         slots = _choose(times, stream, RECIPE)
         left = len(slots)
         for frame in _decode_skipping(packets, times, slots, stream):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 from pipeline.errors import UserError
@@ -21,6 +22,9 @@ Work = Callable[[TaskT, Report], ResultT]
 
 PROGRESS = "reelcache-progress"
 CONNECT_SECONDS = 10
+REPORT_SECONDS = 0.5  # between two words of one worker on its progress: the scheduler carries them all
+# Tasks that the scheduler has at once: plenty for thousands of workers, and its memory does not grow with the set.
+WINDOW = 10_000
 
 
 class WorkerDied(Exception):
@@ -61,8 +65,18 @@ def _run_on(
     from distributed import KilledWorker, as_completed
 
     client.subscribe_topic(PROGRESS, lambda event: step(event[1]))
-    futures = {client.submit(work, task, pure=False): task for task in tasks}
-    for future in as_completed(futures):
+    waiting = iter(tasks)
+    futures: dict[Any, TaskT] = {}
+    finished = as_completed()
+
+    def submit() -> None:
+        if len(futures) <= WINDOW // 2 and (batch := list(islice(waiting, WINDOW - len(futures)))):
+            fresh = dict(zip(client.map(work, batch, pure=False), batch, strict=True))
+            futures.update(fresh)
+            finished.update(fresh)
+
+    submit()
+    for future in finished:
         result: ResultT | Exception
         try:
             result = future.result()
@@ -70,8 +84,9 @@ def _run_on(
             result = WorkerDied(str(error))
         except Exception as error:  # the work's own, or a scheduler that went away
             result = error
-        yield futures[future], result
+        yield futures.pop(future), result
         future.release()
+        submit()
 
 
 def _work_there(work: Work[TaskT, ResultT], time_limit: float, task: TaskT) -> ResultT:
@@ -80,13 +95,16 @@ def _work_there(work: Work[TaskT, ResultT], time_limit: float, task: TaskT) -> R
 
     worker = get_worker()
     with open(os.devnull, "w") as nowhere:
-        armed = 0.0
+        armed = told = 0.0
+        untold = 0
 
         def report(done: int, silence: float = 0.0) -> None:
-            nonlocal armed
-            if done:
-                worker.log_event(PROGRESS, done)
+            nonlocal armed, told, untold
+            untold += done
             now = time.monotonic()
+            if untold and now - told > REPORT_SECONDS:
+                worker.log_event(PROGRESS, untold)
+                told, untold = now, 0
             if silence or now - armed > min(1.0, time_limit / 4):
                 armed = now
                 # Not a Python thread: it also ends a process whose decoder never gives the GIL back.
@@ -97,6 +115,8 @@ def _work_there(work: Work[TaskT, ResultT], time_limit: float, task: TaskT) -> R
             return work(task, report)
         finally:
             faulthandler.cancel_dump_traceback_later()
+            if untold:
+                worker.log_event(PROGRESS, untold)
 
 
 @contextmanager

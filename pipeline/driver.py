@@ -71,9 +71,7 @@ def build_set(
     one (not with `workers` 0: there is no other process). Raises `UserError` for wrong use, `WorkFailed` where
     shards could not be written, or where more than `max_rejects` videos were rejected: finished shards stay.
     """
-    listed = _listed(wanted)
-    videos = _split(wanted, listed)
-    asked = {} if any(video.split for video in listed) else {"val": wanted.val, "test": wanted.test}
+    videos, asked = _videos(wanted)
     folder = _folder(root)
     open_set(folder, wanted.recipe, overwrite=overwrite)
     folder.sweep()
@@ -97,7 +95,7 @@ def estimate_set(
     wanted: Wanted, root: Path | str, *, workers: int = 0, overwrite: bool = False, stage: Stage = no_stage
 ) -> Estimate:
     """What `build_set` would make and take. Makes and removes nothing. Raises `UserError` as it does."""
-    videos = _split(wanted, _listed(wanted))
+    videos, _ = _videos(wanted)
     standing = look_at_set(_folder(root), wanted.recipe, overwrite=overwrite)
     return estimate(videos, _plan(wanted, videos, standing, stage), wanted.recipe, workers)
 
@@ -107,13 +105,12 @@ def _folder(place: Path | str) -> Folder:
     return get_folder(place if is_url(place) else Path(place).absolute())
 
 
-def _listed(wanted: Wanted) -> list[Video]:
+def _videos(wanted: Wanted) -> tuple[list[Video], dict[str, float]]:
+    """The videos, each with a split, and the shares that were asked for where the source names no split."""
     place = wanted.source
-    return list_videos(place if is_url(place) else Path(place).absolute(), wanted.group_by)
-
-
-def _split(wanted: Wanted, listed: list[Video]) -> list[Video]:
-    return assign_splits(listed, wanted.val, wanted.test, wanted.split_seed)
+    videos = list_videos(place if is_url(place) else Path(place).absolute(), wanted.group_by)
+    asked = {} if any(video.split for video in videos) else {"val": wanted.val, "test": wanted.test}
+    return assign_splits(videos, wanted.val, wanted.test, wanted.split_seed), asked
 
 
 def _plan(wanted: Wanted, videos: list[Video], standing: Standing, stage: Stage) -> Plan:
@@ -171,7 +168,7 @@ def _carry_out(
         return []
     moved = {standing.shards[name].shard: snapshot(folder, standing.shards[name]) for name in todo.snapshots}
     tasks = [redirect(task, moved) for task in todo.tasks]
-    step = stage("building", sum(len(task.items) for task in tasks))
+    step = stage("building", sum(len(task.videos) for task in tasks))
     work = partial(build_shard, root=str(folder), recipe=recipe)
     built: list[Built] = []
     failed: dict[str, Exception] = {}
@@ -192,7 +189,7 @@ def _carry_out(
             collect(task, result)
     if died:
         # One video of these shards ends its worker: each gets a process of its own, and that one is found.
-        step = stage("building apart", sum(len(task.items) for task in died))
+        step = stage("building apart", sum(len(task.videos) for task in died))
         apart = partial(work, time_limit=time_limit)
         for task, result in cluster.run(apart, died, step, **where, time_limit=2 * time_limit):
             collect(task, result)

@@ -15,7 +15,7 @@ from pipeline.shards.sidecar import Broken, Sample, Sidecar
 from pipeline.sources import Video
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One video of a shard to be written: reused, known to be rejected, or (neither) to be decoded.
 
@@ -30,14 +30,21 @@ class Item:
     damaged: Broken | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardTask:
-    """One shard to be written, from its items in order."""
+    """One shard to be written, from its videos in order. `known`: by id, those of them of which something is known
+    beforehand; in a set that starts from nothing there are none, and ten million videos fit into memory."""
 
     split: str
     bucket: int
     buckets: int
-    items: tuple[Item, ...]
+    videos: tuple[Video, ...]
+    known: Mapping[str, Item]
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """Its videos in order, each with what is known of it."""
+        return tuple(self.known.get(video.id) or Item(video) for video in self.videos)
 
     @property
     def name(self) -> str:
@@ -70,20 +77,19 @@ def _sha256(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
-def assign_splits(videos: Iterable[Video], val: float, test: float = 0.0, seed: int = 0) -> list[Video]:
-    """Give a split to every video whose source names none.
+def assign_splits(videos: list[Video], val: float, test: float = 0.0, seed: int = 0) -> list[Video]:
+    """Give a split to every video whose source names none; in the list itself, which comes back: ten million
+    videos need not stand in memory twice.
 
     A group with a video in a named split follows it; else the hash of the group decides, so that a recording
     never stands on both sides and never changes sides as data grows. `val`, `test`: shares to aim at.
     """
-    videos = list(videos)
-    named = {video.group: video.split for video in sorted(videos, key=lambda v: v.id) if video.split}
-    return [
-        video
-        if video.split
-        else replace(video, split=named.get(video.group) or _draw(video.group, val, test, seed))
-        for video in videos
-    ]
+    named = {v.group: v.split for v in sorted((v for v in videos if v.split), key=lambda v: v.id)}
+    for place, video in enumerate(videos):
+        if not video.split:
+            split = named.get(video.group) or _draw(video.group, val, test, seed)
+            videos[place] = Video(video.id, video.path, video.label, video.group, split)
+    return videos
 
 
 def _draw(group: str, val: float, test: float, seed: int) -> str:
@@ -114,14 +120,16 @@ def plan(videos: Sequence[Video], digests: Mapping[str, str], standing: Standing
     for split, members in sorted(by_split.items()):
         buckets = bucket_count(len(members), per_shard)
         shards: list[list[Video]] = [[] for _ in range(buckets)]
-        for video in sorted(members, key=lambda video: (identity(video.id), video.id)):
+        for video in members:
             shards[identity(video.id) % buckets].append(video)
         for bucket, inside in enumerate(shards):
             name = shard_name(split, bucket)
             names.add(name)
             if not _holds(standing.shards.get(name), buckets, inside, digests):
-                items = tuple(_item(video, digests.get(video.id), name, standing) for video in inside)
-                tasks.append(ShardTask(split, bucket, buckets, items))
+                inside.sort(key=lambda video: (identity(video.id), video.id))
+                known = {video.id: _item(video, digests[video.id], name, standing)
+                         for video in inside if video.id in digests}  # fmt: skip
+                tasks.append(ShardTask(split, bucket, buckets, tuple(inside), known))
     return Plan(tuple(tasks), frozenset(names), _snapshots(tasks, names, standing))
 
 
@@ -133,9 +141,7 @@ def _holds(sidecar: Sidecar | None, buckets: int, videos: list[Video], digests: 
     return stands == {video.id: (video.label, video.group, digests.get(video.id)) for video in videos}
 
 
-def _item(video: Video, source: str | None, name: str, standing: Standing) -> Item:
-    if source is None:
-        return Item(video)
+def _item(video: Video, source: str, name: str, standing: Standing) -> Item:
     places = standing.frames.get(source, [])
     if places:
         own = standing.shards[name].shard if name in standing.shards else ""
@@ -150,7 +156,7 @@ def _snapshots(tasks: list[ShardTask], names: set[str], standing: Standing) -> t
     copied_by_others = {
         file_of[item.reuse.file]
         for task in tasks
-        for item in task.items
+        for item in task.known.values()
         if item.reuse and file_of.get(item.reuse.file, task.name) != task.name
     }
     return tuple(sorted(copied_by_others))
@@ -158,13 +164,12 @@ def _snapshots(tasks: list[ShardTask], names: set[str], standing: Standing) -> t
 
 def redirect(task: ShardTask, moved: Mapping[str, str]) -> ShardTask:
     """The task, copying from `moved[file]` instead of `file`; its own old shard stays where it is."""
-    items = tuple(
-        replace(item, reuse=replace(item.reuse, file=moved[item.reuse.file]))
+    redirected = {
+        id_: replace(item, reuse=replace(item.reuse, file=moved[item.reuse.file]))
+        for id_, item in task.known.items()
         if item.reuse and item.reuse.file in moved
-        else item
-        for item in task.items
-    )
-    return replace(task, items=items)
+    }
+    return replace(task, known={**task.known, **redirected}) if redirected else task
 
 
 def lost_videos(videos: Sequence[Video], digests: Mapping[str, str], standing: Standing) -> list[str]:

@@ -6,7 +6,7 @@ ceil((p - t0) · time_base · fps) until the slot in which the next one appears.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from fractions import Fraction
 from typing import TypeVar
 
@@ -33,9 +33,10 @@ def displays(pts: Sequence[int], end: int, time_base: Fraction, fps: Fraction) -
     """
     if not pts:
         return []
-    starts = [slot(p - pts[0], time_base, fps) for p in pts]
-    starts.append(max(1, starts[-1], slot(end - pts[0], time_base, fps)))
-    return [_plausible(after - start, fps) for start, after in itertools.pairwise(starts)]
+    starts = (slot(p - pts[0], time_base, fps) for p in pts)
+    stop = max(1, slot(max(pts[-1], end) - pts[0], time_base, fps))
+    edges = itertools.chain(starts, [stop])
+    return [_plausible(after - start, fps) for start, after in itertools.pairwise(edges)]
 
 
 def _plausible(slots: int, fps: Fraction) -> int:
@@ -84,19 +85,21 @@ def keep_displayed(
             yield held[0], held[2], slots
 
 
-def needed_packets(pts: Sequence[int], keyframe: Sequence[bool], wanted: set[int]) -> list[bool]:
-    """Which packets must be decoded so that every wanted frame comes out; pure, in order of decoding.
+def needed_packets(pts: Sequence[int], keyframe: Sequence[int], wanted: Set[int]) -> bytearray:
+    """Which packets must be decoded (1) so that every wanted frame comes out; pure, in order of decoding.
 
     A group of pictures without a wanted frame is left out whole, unless frames that follow the next keyframe
     in the stream but are displayed before it (an open group's leading frames) are wanted: they lean on it.
     """
-    starts = [i for i, is_key in enumerate(keyframe) if is_key or i == 0]
-    bounds = list(zip(starts, [*starts[1:], len(pts)], strict=True))
-    needed = [False] * len(pts)
+    needed = bytearray(len(pts))
     leading_wanted = False
-    for start, stop in reversed(bounds):
+    stop = len(pts)
+    for start in reversed(range(len(pts))):
+        if start and not keyframe[start]:
+            continue
         group = pts[start:stop]
         if leading_wanted or any(p in wanted for p in group):
-            needed[start:stop] = [True] * (stop - start)
+            needed[start:stop] = b"\1" * (stop - start)
         leading_wanted = any(p in wanted and p < pts[start] for p in group)
+        stop = start
     return needed

@@ -4,9 +4,10 @@ import csv
 import io
 import os
 import re
-from collections import Counter
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -56,7 +57,7 @@ SPLITS = ("train", "val", "test")
 NAME_PATTERN = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Video:
     """One source video.
 
@@ -96,11 +97,12 @@ def list_videos(source: Path | str, group_by: str | None = None) -> list[Video]:
             f"{source}: no such file or folder; give a folder of <label>/*.mp4, or a CSV with path,label "
             "(`prep sample-videos data/videos` makes some to try)"
         )
-    twice = [id_ for id_, count in Counter(video.id for video in videos).items() if count > 1]
+    videos.sort(key=lambda video: video.id)
+    twice = [video.id for video, following in pairwise(videos) if video.id == following.id]
     if twice:
         raise UserError(f"{source}: {twice[0]!r} is listed {'twice' if len(twice) == 1 else 'more than once'}; "
                         "each video needs a path (or key) of its own")  # fmt: skip
-    return sorted(videos, key=lambda video: video.id)
+    return videos
 
 
 def _compile(group_by: str | None) -> re.Pattern[str] | None:
@@ -236,7 +238,7 @@ def _from_row(place: str, line: int, row: dict[str, str | None], pattern: re.Pat
     return Video(
         id=id_,
         path=path if is_url(path) else os.path.join(os.path.dirname(place), path),
-        label=cell("label"),
+        label=sys.intern(cell("label")),  # one string for all videos that have it
         group=cell("group") or _group(id_, pattern),
         split=SPLIT_FOLDERS[split] if split else None,
     )

@@ -28,7 +28,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--exhaustive`: all real clips, ten kills; minutes instead of seconds."""
+    """`--exhaustive`: all real clips, twenty kills; minutes instead of seconds."""
     parser.addoption("--exhaustive", action="store_true", help="all real clips, every kill")
 
 

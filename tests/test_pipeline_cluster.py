@@ -52,6 +52,15 @@ def test_a_worker_that_is_killed_costs_time_and_nothing_else(tmp_path: Path) -> 
     assert set_bytes(root) == set_bytes(tmp_path / "local")
 
 
+def test_more_tasks_than_the_scheduler_is_given_at_once_are_all_done(
+    labelled_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "WINDOW", 2)
+    wanted = Wanted(labelled_videos, SMALL, per_shard=1)
+    report = build_set(wanted, tmp_path / "set", workers=1)
+    assert report.decoded == 8 and report.shards_written > 4
+
+
 def test_no_scheduler_no_build(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(task: int, report: Report) -> int:
         report(1)

@@ -2,6 +2,7 @@
 
 import csv
 import random
+import tracemalloc
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -161,3 +162,25 @@ def test_real_clips_are_bit_for_bit_those_of_a_full_decode(real_clips: Path, exh
         frames = list(_decode_chosen(str(path), Recipe()))
         assert same(iter(frames), _decode_all(str(path), Recipe())), name
         assert times(frames) == expected_times(path, Fraction(5)), name
+
+
+def test_hours_of_packets_take_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packets of ten seconds, over and over: what is kept of each is its time, not itself."""
+    path, turns = write_video(tmp_path / "a.mp4", frames=300, size=(32, 32)), 360
+
+    def again_and_again(container: Any, stream: Any) -> Iterator[Any]:
+        period = stream.duration
+        for turn in range(turns):
+            container.seek(0)
+            for packet in container.demux(stream):
+                if packet.size:
+                    packet.pts += turn * period
+                    yield packet
+
+    monkeypatch.setattr(pyav, "_demux", again_and_again)
+    tracemalloc.start()
+    count = get_decoder("pyav").count(str(path), SMALL)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == turns * 50
+    assert peak < 60 * 300 * turns  # bytes a packet

@@ -7,10 +7,12 @@ bit what a full decode gives. Where a stream's times cannot be trusted beforehan
 come out, the file is decoded again in full, and the choice made as the frames come.
 """
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import av
@@ -25,13 +27,12 @@ from pipeline.decode.geometry import Orientation, Placement, finish, orientation
 from pipeline.recipe import Recipe
 from pipeline.sampling import displays, end_of, keep_displayed, needed_packets
 
-# Packets of files up to this size are kept between choosing and decoding; larger files are read twice.
-HELD_BYTES = 64 << 20
+# Files up to this size are kept, as packets, between choosing and decoding; larger ones are read twice.
+HELD_BYTES = 4 << 20
+PACKET_BYTES = 512  # that a packet takes beside its content
 # Codecs that deliver nothing, rather than something wrong, when decoding starts in the middle: only theirs
 # are the groups of pictures that may be left out. (A GIF's "keyframes" paint on what was there before.)
 SEEKABLE_CODECS = {"h264", "hevc", "vp8", "vp9", "av1"}
-
-Time = tuple[int, int, bool, bool]  # of a packet: pts, duration, keyframe, discarded by an edit list
 
 av.logging.set_level(None)  # reasons come as exceptions; FFmpeg's own chatter belongs to nobody
 
@@ -48,7 +49,9 @@ class PyAV:
         """See `pipeline.decode.Decoder.count`."""
         try:
             with _open(path) as (container, stream):
-                times = [_time(packet) for packet in _demux(container, stream)]
+                times = _Times()
+                for packet in _demux(container, stream):
+                    times.add(packet)
                 return sum(_choose(times, stream, recipe).values())
         except (_CannotChoose, av.FFmpegError):
             return sum(1 for _ in _decode_all(path, recipe))
@@ -95,21 +98,43 @@ def _demux(container: InputContainer, stream: VideoStream) -> Iterator[Any]:
     return (packet for packet in container.demux(stream) if packet.size)
 
 
-def _time(packet: Any) -> Time:
-    if packet.pts is None:
-        raise _CannotChoose
-    return packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard
+class _Times:
+    """What packets say of their frames, in order of decoding: 10 bytes a packet, also in a ten-hour video."""
+
+    def __init__(self) -> None:
+        self.pts = array("q")
+        self.keyframe = bytearray()
+        self.discarded = bytearray()  # by an edit list
+        self.last = (-(2**63), 0)  # pts of the last frame that is displayed, and its duration; 0: unknown
+
+    def add(self, packet: Any) -> None:
+        """The next packet. Raises `_CannotChoose` where it has no time."""
+        if packet.pts is None:
+            raise _CannotChoose
+        self.pts.append(packet.pts)
+        self.keyframe.append(packet.is_keyframe)
+        self.discarded.append(packet.is_discard)
+        if not packet.is_discard:
+            self.last = max(self.last, (packet.pts, packet.duration or 0))
+
+    def displayed(self) -> "array[int]":
+        """The pts of the frames that are displayed, in that order."""
+        pts = np.array(self.pts)
+        if any(self.discarded):
+            pts = pts[np.array(self.discarded) == 0]
+        pts.sort()
+        return array("q", pts.tobytes())
 
 
 def _decode_chosen(path: str, recipe: Recipe) -> Iterator[Frame]:
     """Choose from the packets' times, then decode only what those frames need."""
     with _open(path) as (container, stream):
-        held: list[Any] | None = []
+        held: list[Any] | None = [] if container.size <= HELD_BYTES else None
         bytes_held = 0
-        times: list[Time] = []
+        times = _Times()
         for packet in _demux(container, stream):
-            times.append(_time(packet))
-            bytes_held += packet.size
+            times.add(packet)
+            bytes_held += packet.size + PACKET_BYTES
             if held is not None:
                 held.append(packet)
                 held = held if bytes_held <= HELD_BYTES else None
@@ -121,20 +146,19 @@ def _decode_chosen(path: str, recipe: Recipe) -> Iterator[Frame]:
         yield from _decode_needed(_demux(container, stream), times, slots, stream, recipe)
 
 
-def _choose(times: list[Time], stream: VideoStream, recipe: Recipe) -> dict[int, int]:
+def _choose(times: _Times, stream: VideoStream, recipe: Recipe) -> dict[int, int]:
     """How many slots each kept pts fills, in order of display."""
-    shown = sorted((pts, duration) for pts, duration, _, discarded in times if not discarded)
-    pts = [p for p, _ in shown]
-    if not pts or len(set(pts)) != len(pts):
+    pts = times.displayed()
+    if not pts or any(before == after for before, after in pairwise(pts)):
         raise _CannotChoose
-    end = end_of(pts[-1], shown[-1][1], pts[-2] if len(pts) > 1 else None, _period(stream))
+    end = end_of(*times.last, pts[-2] if len(pts) > 1 else None, _period(stream))
     counts = displays(pts, end, _time_base(stream), recipe.fps)
     return {p: count for p, count in zip(pts, counts, strict=True) if count}
 
 
 def _decode_needed(
     packets: Iterable[Any],
-    times: list[Time],
+    times: _Times,
     slots: dict[int, int],
     stream: VideoStream,
     recipe: Recipe,
@@ -158,16 +182,15 @@ def _decode_needed(
 
 def _decode_skipping(
     packets: Iterable[Any],
-    times: list[Time],
+    times: _Times,
     slots: dict[int, int],
     stream: VideoStream,
 ) -> Iterator[av.VideoFrame]:
     codec = stream.codec_context
-    pts = [time[0] for time in times]
     if codec.name in SEEKABLE_CODECS or codec.codec.canonical_name in SEEKABLE_CODECS:
-        needed = needed_packets(pts, [time[2] for time in times], set(slots))
+        needed = needed_packets(times.pts, times.keyframe, slots.keys())
     else:
-        needed = [True] * len(pts)
+        needed = bytearray(b"\1") * len(times.pts)
     gap = restarted = False
     for packet, is_needed in zip(packets, needed, strict=False):
         if not is_needed:
