@@ -171,6 +171,14 @@ def test_placement_keeps_the_shape_that_fit_promises(
     assert finish(np.ones((scaled[1], scaled[0], 3), np.uint8), placement).shape == (112, 112, 3)
 
 
+def test_a_pixel_shape_that_only_the_codec_tells_is_applied(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", options={"x264-params": "sar=2/1"})
+    recipe = Recipe(width=32, height=32, fit="pad")
+    assert same(_decode_chosen(str(path), recipe), _decode_all(str(path), recipe))
+    rows = next(_decode_chosen(str(path), recipe)).pixels.any(axis=(1, 2))
+    assert rows.sum() == 12  # 64 × 48 pixels, twice as wide as high
+
+
 def test_padding_is_black_and_centred() -> None:
     placement = place(320, 160, Fraction(1), 0, Recipe(fit="pad"))
     frame = finish(np.full((56, 112, 3), 9, np.uint8), placement)
