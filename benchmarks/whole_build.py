@@ -4,10 +4,10 @@
     python benchmarks/whole_build.py videos.csv --files 300 --repeats 1
 
 The files are cut from the videos by stream copy: of each video a copy, one without its last packet, one without
-its last two, … so that no two have the same bytes. Two bare processes (start, import, decode half of the files each with
-our decoder, forget the frames) alternate with `prep build-shards --workers 2` as a user runs it, and one bare
-process with `--workers 1`. Ratios are taken repeat by repeat. What two bare processes gain over one is all that
-this machine has to give.
+its last two, … so that no two have the same bytes. Two bare processes (start, import, decode half of the files
+each with our decoder, forget the frames) alternate with `prep build-shards --workers 2` as a user runs it, and one
+bare process with `--workers 1`. Ratios are taken repeat by repeat. What two bare processes gain over one is all
+that this machine has to give.
 
 Last result: see docs/architecture.md.
 """
