@@ -153,6 +153,14 @@ def test_names_that_look_like_options_or_protocols_are_files(
         assert len(list(get_decoder("pyav").frames(name, SMALL))) == 5
 
 
+def test_a_pixel_shape_that_only_the_codec_tells_is_applied(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", options={"x264-params": "sar=2/1"})
+    recipe = Recipe(width=32, height=32, fit="pad")
+    assert same(_decode_chosen(str(path), recipe), _decode_all(str(path), recipe))
+    rows = next(_decode_chosen(str(path), recipe)).pixels.any(axis=(1, 2))
+    assert rows.sum() == 12  # 64 × 48 pixels, twice as wide as high
+
+
 def test_real_clips_are_bit_for_bit_those_of_a_full_decode(real_clips: Path, exhaustive: bool) -> None:
     with (real_clips / "videos.csv").open() as file:
         names = [row["path"] for row in csv.DictReader(file)]

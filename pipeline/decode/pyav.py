@@ -33,6 +33,11 @@ PACKET_BYTES = 512  # that a packet takes beside its content
 # Codecs that deliver nothing, rather than something wrong, when decoding starts in the middle: only theirs
 # are the groups of pictures that may be left out. (A GIF's "keyframes" paint on what was there before.)
 SEEKABLE_CODECS = {"h264", "hevc", "vp8", "vp9", "av1"}
+# FFmpeg decodes a picture or more when it opens a file, to learn what the decoder will find out again: a tenth
+# of the work on a short clip. Not needed where the container itself tells rate, delay and times of the frames.
+QUICK_OPENING = {"skip_frame": "all", "probesize": "32"}
+QUICK_CONTAINER = "mov,mp4,m4a,3gp,3g2,mj2"
+QUICK_CODECS = {"h264", "hevc"}
 
 av.logging.set_level(None)  # reasons come as exceptions; FFmpeg's own chatter belongs to nobody
 
@@ -76,18 +81,34 @@ class _CannotChoose(Exception):
 
 
 @contextmanager
-def _open(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _open(path: str, quick: bool = True) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file and its best video stream. `quick`: without FFmpeg's trial decoding, where that can be done."""
     try:
         # `file:` keeps a name with a colon, or one that starts with a dash, from being taken for a protocol.
-        container = av.open(f"file:{path}")
+        container = av.open(f"file:{path}", options=QUICK_OPENING if quick else {})
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(f"cannot be opened as a video: {_reason(error)}") from error
     with container:
-        stream = container.streams.best("video")
-        if not isinstance(stream, VideoStream):
-            raise DecodeError("holds no video stream")
-        stream.codec_context.thread_count = 1  # parallel over videos; and skipping must be exact
-        yield container, stream
+        if not quick or _tells_all(container):
+            stream = container.streams.best("video")
+            if not isinstance(stream, VideoStream):
+                raise DecodeError("holds no video stream")
+            stream.codec_context.thread_count = 1  # parallel over videos; and skipping must be exact
+            yield container, stream
+            return
+    with _open(path, quick=False) as opened:
+        yield opened
+
+
+def _tells_all(container: InputContainer) -> bool:
+    """Whether trial decoding would tell nothing that is used here."""
+    streams = container.streams.video  # of several, the best is found by trying them
+    return (
+        container.format.name == QUICK_CONTAINER
+        and len(streams) == 1
+        and streams[0].codec_context.name in QUICK_CODECS
+        and streams[0].average_rate is not None
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -213,7 +234,7 @@ def _decode_all(path: str, recipe: Recipe) -> Iterator[Frame]:
     """Decode every frame, past errors as players do, and choose as they come."""
     errors: list[str] = []
     count = 0
-    with _open(path) as (container, stream):
+    with _open(path, quick=False) as (container, stream):
         convert = _converter(stream, recipe)
         timed = _timed(_decode_past_errors(container, stream, errors), _period(stream))
         for pts, frame, slots in keep_displayed(timed, _time_base(stream), recipe.fps, _period(stream)):
@@ -281,10 +302,11 @@ def _converter(stream: VideoStream, recipe: Recipe) -> Callable[[av.VideoFrame, 
     """A function from a decoded frame to a stored one: one swscale context for the whole video."""
     reformatter = VideoReformatter()
     time_base = _time_base(stream)
-    aspect = stream.sample_aspect_ratio or Fraction(1)
 
     @lru_cache(maxsize=8)  # a stream may change its size on the way
     def placed(width: int, height: int, matrix: bytes | None) -> Placement:
+        # The container's word, else the codec's, which is known once a frame is decoded.
+        aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
         turn = orientation(np.frombuffer(matrix, "<i4").tolist()) if matrix else Orientation()
         return place(width, height, aspect, turn, recipe)
 
