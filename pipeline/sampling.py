@@ -14,7 +14,6 @@ from pipeline.errors import DecodeError
 
 FrameT = TypeVar("FrameT")
 LONGEST_SECONDS = 3600  # that one frame may be displayed: beyond, a clock has jumped
-LONGEST_SECONDS = 3600  # that one frame may be displayed: beyond, a clock has jumped
 
 
 def slot(ticks: int, time_base: Fraction, fps: Fraction) -> int:
@@ -103,3 +102,29 @@ def needed_packets(pts: Sequence[int], keyframe: Sequence[int], wanted: Set[int]
         leading_wanted = any(p in wanted and p < pts[start] for p in group)
         stop = start
     return needed
+
+
+class BestGuess:
+    """The time of a decoded frame, from its packet's pts and dts: the rule of FFmpeg's own players.
+
+    Frames come in the order of display, so times that go back are wrong; whichever clock has gone back less
+    often is believed (`guess_correct_pts` in libavcodec/decode.c).
+    """
+
+    def __init__(self) -> None:
+        self._last_pts = self._last_dts = -(2**63)
+        self._faulty_pts = self._faulty_dts = 0
+
+    def time(self, pts: int | None, dts: int | None) -> int | None:
+        """In the ticks of the stream; None where the packet has neither."""
+        if dts is not None:
+            self._faulty_dts += dts <= self._last_dts
+            self._last_dts = dts
+        elif pts is not None:
+            self._last_dts = pts
+        if pts is not None:
+            self._faulty_pts += pts <= self._last_pts
+            self._last_pts = pts
+        elif dts is not None:
+            self._last_pts = dts
+        return pts if pts is not None and (dts is None or self._faulty_pts <= self._faulty_dts) else dts

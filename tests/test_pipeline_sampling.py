@@ -5,7 +5,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sampling import displays, keep_displayed, needed_packets
+from pipeline.sampling import BestGuess, displays, keep_displayed, needed_packets
 
 TICK = Fraction(1, 1000)
 times = st.lists(st.integers(-5_000, 20_000), min_size=1, max_size=60, unique=True).map(sorted)
@@ -71,3 +71,14 @@ def test_a_leading_frame_of_the_next_group_needs_the_group_before() -> None:
     pts = [0, 1, 2, 5, 3, 4, 6]  # 3 and 4 are displayed before the keyframe 5, and lean on 2
     keyframe = [True, False, False, True, False, False, False]
     assert list(needed_packets(pts, keyframe, {4})) == [True] * 7
+
+
+def test_times_that_go_back_give_way_to_those_of_decoding() -> None:
+    guess = BestGuess()
+    pts, dts = [1, 2, 4, 3, 5, 7, 6, 8], [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [guess.time(*pair) for pair in zip(pts, dts, strict=True)] == [1, 2, 4, 4, 5, 6, 7, 8]
+
+
+def test_good_times_are_believed_and_missing_ones_replaced() -> None:
+    guess = BestGuess()
+    assert [guess.time(pts, dts) for pts, dts in [(0, None), (2, 1), (None, 3), (6, 2)]] == [0, 2, 3, 6]

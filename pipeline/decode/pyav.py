@@ -25,7 +25,7 @@ from av.video.stream import VideoStream
 from pipeline.decode import DecodeError, Frame
 from pipeline.decode.geometry import Orientation, Placement, finish, orientation, place
 from pipeline.recipe import Recipe
-from pipeline.sampling import displays, end_of, keep_displayed, needed_packets
+from pipeline.sampling import BestGuess, displays, end_of, keep_displayed, needed_packets
 
 # Files up to this size are kept, as packets, between choosing and decoding; larger ones are read twice.
 HELD_BYTES = 4 << 20
@@ -33,6 +33,8 @@ PACKET_BYTES = 512  # that a packet takes beside its content
 # Codecs that deliver nothing, rather than something wrong, when decoding starts in the middle: only theirs
 # are the groups of pictures that may be left out. (A GIF's "keyframes" paint on what was there before.)
 SEEKABLE_CODECS = {"h264", "hevc", "vp8", "vp9", "av1"}
+# These hold times of decoding; where frames are displayed in another order, FFmpeg's demuxer makes their pts up.
+DECODING_TIMES_ONLY = {"avi", "ogg"}
 # FFmpeg decodes a picture or more when it opens a file, to learn what the decoder will find out again: a tenth
 # of the work on a short clip. Not needed where the container itself tells rate, delay and times of the frames.
 QUICK_OPENING = {"skip_frame": "all", "probesize": "32"}
@@ -172,6 +174,8 @@ def _choose(times: _Times, stream: VideoStream, recipe: Recipe) -> dict[int, int
     pts = times.displayed()
     if not pts or any(before == after for before, after in pairwise(pts)):
         raise _CannotChoose
+    if stream.codec_context.has_b_frames and stream.container.format.name in DECODING_TIMES_ONLY:
+        raise _CannotChoose
     end = end_of(*times.last, pts[-2] if len(pts) > 1 else None, _period(stream))
     counts = displays(pts, end, _time_base(stream), recipe.fps)
     return {p: count for p, count in zip(pts, counts, strict=True) if count}
@@ -188,7 +192,11 @@ def _decode_needed(
     convert = _converter(stream, recipe)
     waiting = iter(slots.items())
     expected = next(waiting, None)
+    latest: int | None = None
     for frame in _decode_skipping(packets, times, slots, stream):
+        if latest is not None and frame.pts is not None and frame.pts <= latest:
+            raise _CannotChoose  # the order of display is not that of the packets' times
+        latest = frame.pts
         if frame.pts not in slots:
             continue
         if expected is None or frame.pts != expected[0]:
@@ -266,8 +274,9 @@ def _decode_past_errors(
 def _timed(frames: Iterable[av.VideoFrame], period: int) -> Iterator[tuple[int, int | None, av.VideoFrame]]:
     """Each frame with its pts; a frame without one comes a period after the one before it."""
     latest: int | None = None
+    guess = BestGuess()
     for frame in frames:
-        pts = frame.pts
+        pts = guess.time(frame.pts, frame.dts)
         if pts is None:
             pts = 0 if latest is None else latest + period
         latest = pts
