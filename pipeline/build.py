@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,18 @@ class Built:
     rejected: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Part:
-    """Consecutive kept frames of one video, at most `max_frames`: one sample."""
+    """What is known of the sample in the making: consecutive kept frames of one video, at most `max_frames`.
 
-    frames: list[Frame]
-    first: int  # the slot of the first frame: it was displayed at t0 + first/fps
+    `first`: the slot of its first frame, which was displayed at t0 + first/fps; `index`: which of the video's
+    parts it is.
+    """
+
+    index: int = 0
+    first: int = 0
+    time_base: Fraction = Fraction(1)
+    pts: list[int] = field(default_factory=list)
 
 
 def build_shard(
@@ -170,8 +177,16 @@ class _Filling:
             except Exception as error:  # whatever a decoder throws at one file, the others go on
                 reason = f"{type(error).__name__}: {error}"
 
-        for index, (part, is_only) in enumerate(_parts(until_it_breaks(), self.recipe.max_frames)):
-            self._write(video, source, part, _part_key(video.id, index, 1 if is_only else 2))
+        part = _Part()
+        for frame in until_it_breaks():
+            if len(part.pts) == self.recipe.max_frames:
+                self._finish(video, source, part, is_only=False)
+                part = _Part(part.index + 1, part.first + len(part.pts))
+            self.writer.frame(frame.pixels)
+            part.time_base = frame.time_base
+            part.pts.append(frame.pts)
+        if part.pts:
+            self._finish(video, source, part, is_only=part.index == 0)
         if not reason:
             return
         broken = _broken(video, source[0], reason, count)
@@ -187,11 +202,11 @@ class _Filling:
             return self.decoder.frames(path, self.recipe)
         return frames_apart(path, self.recipe, self.time_limit + slow)
 
-    def _write(self, video: Video, source: tuple[str, int], part: _Part, key: str) -> None:
-        meta = self._meta(video, key, source, part)
-        place = self.writer.add(key, [frame.pixels for frame in part.frames], meta)
+    def _finish(self, video: Video, source: tuple[str, int], part: _Part, *, is_only: bool) -> None:
+        key = _part_key(video.id, part.index, 1 if is_only else 2)
+        place = self.writer.finish(key, self._meta(video, key, source, part))
         names = key, video.id, video.label, video.group, source[0]
-        self.samples.append(Sample(*names, len(part.frames), *place))
+        self.samples.append(Sample(*names, len(part.pts), *place))
 
     def _meta(self, video: Video, key: str, source: tuple[str, int], part: _Part) -> dict[str, Any]:
         """What the shard says of a sample beside its frames; docs/format.md explains each field."""
@@ -204,22 +219,10 @@ class _Filling:
             "source": {"sha256": source[0], "bytes": source[1]},
             "fps": str(self.recipe.fps),
             "first": part.first,
-            "time_base": str(part.frames[0].time_base),
-            "pts": [frame.pts for frame in part.frames],
+            "time_base": str(part.time_base),
+            "pts": part.pts,
             "decoder": self.decoder.version(),
         }
-
-
-def _parts(frames: Iterator[Frame], max_frames: int) -> Iterator[tuple[_Part, bool]]:
-    """Cut a stream of frames into parts; the flag says that the video is a single one."""
-    part = _Part([], 0)
-    for frame in frames:
-        if len(part.frames) == max_frames:
-            yield part, False
-            part = _Part([], part.first + max_frames)
-        part.frames.append(frame)
-    if part.frames:
-        yield part, part.first == 0
 
 
 def _part_key(video_id: str, index: int, parts: int) -> str:

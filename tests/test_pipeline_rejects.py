@@ -53,7 +53,7 @@ def test_a_full_disk_fails_the_shard_and_blames_no_video(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.shards.webdataset.TarWriter.add", full)
+        patch.setattr("pipeline.shards.webdataset.TarWriter.frame", full)
         with pytest.raises(WorkFailed, match=r"shards could not be written[\s\S]*No space left"):
             build(labelled_videos, tmp_path / "set")
     build(labelled_videos, tmp_path / "set")

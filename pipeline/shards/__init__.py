@@ -3,7 +3,7 @@
 Adding a format: one file here, one line in FORMATS.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +23,16 @@ Mark = tuple[Any, ...]
 class ShardWriter(Protocol):
     """Fills one new shard, sample by sample."""
 
-    def add(self, key: str, frames: Sequence[Frames], meta: dict[str, Any]) -> Place:
-        """Write uint8 `frames` (each [H, W, 3]) and what is known of them; returns where, for the sidecar."""
+    def frame(self, pixels: Frames) -> None:
+        """Write the next frame, uint8 [H, W, 3], of the sample in the making; at most a chunk waits in memory."""
+        ...
+
+    def finish(self, key: str, meta: dict[str, Any]) -> Place:
+        """End the sample of the frames since the last one; returns where it is, for the sidecar."""
         ...
 
     def copy(self, key: str, reader: "ShardReader", sample: Sample, meta: dict[str, Any]) -> Place:
-        """Likewise, with frames that stand in another shard of the same recipe: the very same, lossy or not."""
+        """A sample that stands in another shard of the same recipe: the very same frames, lossy or not."""
         ...
 
     def mark(self) -> Mark:
@@ -36,7 +40,7 @@ class ShardWriter(Protocol):
         ...
 
     def rewind(self, mark: Mark) -> None:
-        """Forget everything added since `mark`."""
+        """Forget everything written since `mark`, which stands between two samples."""
         ...
 
     def close(self) -> None:

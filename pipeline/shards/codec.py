@@ -5,7 +5,7 @@ All decoders release the GIL: threads suffice.
 """
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import cv2
@@ -145,12 +145,6 @@ def get_codec(recipe: Recipe) -> Codec:
     if recipe.codec not in CODECS:
         raise UserError(f"no codec is called {recipe.codec!r}; there are {', '.join(CODECS)}")
     return CODECS[recipe.codec](recipe)
-
-
-def cut(frames: Sequence[Frames] | Frames, size: int) -> Iterator[Frames]:
-    """Frames [H, W, 3] in pieces [n, H, W, 3] of at most `size`: no more than one is in memory twice."""
-    for start in range(0, len(frames), size):
-        yield np.stack(list(frames[start : start + size]))
 
 
 def decode_part(codec: Codec, chunk: Callable[[int], memoryview], length: int, first: int, out: Frames) -> None:

@@ -10,7 +10,7 @@ import json
 import mmap
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.shards import Frames, Mark, ShardReader, ShardWriter
-from pipeline.shards.codec import Raw, cut, decode_part, get_codec
+from pipeline.shards.codec import Raw, decode_part, get_codec
 from pipeline.shards.sidecar import Place, Sample
 
 META_SUFFIX = ".json"
@@ -54,35 +54,62 @@ class TarWriter:
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self._file = path.open("wb")
         self._codec, self._frame = get_codec(recipe), (recipe.height, recipe.width, 3)
+        self._start: int | None = None  # of the sample in the making
+        self._length = 0  # its frames
+        self._sizes: list[int] = []  # of its chunks
+        self._waiting: list[Frames] = []  # frames of the chunk that is not full
 
-    def add(self, key: str, frames: Sequence[Frames], meta: dict[str, Any]) -> Place:
-        """See `pipeline.shards.ShardWriter.add`."""
-        encoded = map(self._codec.encode, cut(frames, self._codec.chunk))
-        return self._add(key, len(frames), encoded, meta)
+    def frame(self, pixels: Frames) -> None:
+        """See `pipeline.shards.ShardWriter.frame`."""
+        self._waiting.append(pixels)
+        if len(self._waiting) == self._codec.chunk:
+            self._flush()
+
+    def _flush(self) -> None:
+        frames, self._waiting = np.stack(self._waiting), []
+        self._chunk(self._codec.encode(frames), len(frames))
+
+    def _chunk(self, data: bytes | memoryview, frames: int) -> None:
+        if self._start is None:
+            self._start = self._file.tell()
+            self._file.write(bytes(self._head))  # written when name and length are known
+        self._sizes.append(self._file.write(data))
+        self._length += frames
+
+    @property
+    def _head(self) -> int:
+        return tarfile.BLOCKSIZE + len(self._codec.head((1, *self._frame)))
+
+    def finish(self, key: str, meta: dict[str, Any]) -> Place:
+        """See `pipeline.shards.ShardWriter.finish`."""
+        if self._waiting:
+            self._flush()
+        assert self._start is not None, "a sample without frames"
+        place = Place(self._start + self._head, () if isinstance(self._codec, Raw) else tuple(self._sizes))
+        head = self._codec.head((self._length, *self._frame))
+        self._member(self._start, key + self._codec.suffix, head)
+        self._start, self._length, self._sizes = None, 0, []
+        start = self._file.tell()
+        self._file.write(bytes(tarfile.BLOCKSIZE) + json.dumps(meta).encode())
+        self._member(start, key + META_SUFFIX)
+        return place
 
     def copy(self, key: str, reader: ShardReader, sample: Sample, meta: dict[str, Any]) -> Place:
         """See `pipeline.shards.ShardWriter.copy`."""
-        return self._add(key, sample.frames, reader.chunks(sample), meta)
+        left = sample.frames
+        for chunk in reader.chunks(sample):
+            frames = min(left, self._codec.chunk)
+            self._chunk(chunk, frames)
+            left -= frames
+        return self.finish(key, meta)
 
-    def _add(self, key: str, length: int, chunks: Iterable[bytes | memoryview], meta: dict[str, Any]) -> Place:
-        start = self._file.tell()
-        self._file.write(bytes(tarfile.BLOCKSIZE))  # the header, written when the size is known
-        self._file.write(self._codec.head((length, *self._frame)))
-        offset = self._file.tell()
-        sizes = tuple(self._file.write(chunk) for chunk in chunks)
-        self._finish(start, key + self._codec.suffix)
-        start = self._file.tell()
-        self._file.write(bytes(tarfile.BLOCKSIZE) + json.dumps(meta).encode())
-        self._finish(start, key + META_SUFFIX)
-        return Place(offset, () if isinstance(self._codec, Raw) else sizes)
-
-    def _finish(self, start: int, name: str) -> None:
+    def _member(self, start: int, name: str, head: bytes = b"") -> None:
         """Make what was written since `start` a file of the tar. No times, owners or modes of this machine."""
         end = self._file.tell()
         info = tarfile.TarInfo(name)
         info.size = end - start - tarfile.BLOCKSIZE
         self._file.seek(start)
-        self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
+        self._file.write(info.tobuf(tarfile.USTAR_FORMAT) + head)
         self._file.seek(end)
         self._file.write(bytes(-info.size % tarfile.BLOCKSIZE))
 
@@ -94,6 +121,7 @@ class TarWriter:
         """See `pipeline.shards.ShardWriter.rewind`."""
         self._file.seek(*mark)
         self._file.truncate()
+        self._start, self._length, self._sizes, self._waiting = None, 0, [], []
 
     def close(self) -> None:
         """See `pipeline.shards.ShardWriter.close`."""
@@ -142,7 +170,8 @@ class TarReader:
         self._check(sample)
         start = sample.offset
         with memoryview(self._map) as data:
-            for size in sample.sizes or (self._length(sample),):
+            sizes = sample.sizes or cut_sizes(sample.frames, self._codec.chunk, self._frame_bytes)
+            for size in sizes:
                 yield data[start : start + size]
                 start += size
 
@@ -185,6 +214,11 @@ class TarReader:
     ) -> None:
         """Let go of the file. Views that are still in use keep their map alive; nothing is cut from under them."""
         del self._map
+
+
+def cut_sizes(frames: int, chunk: int, frame_bytes: int) -> list[int]:
+    """Bytes of each chunk of raw frames."""
+    return [min(chunk, frames - start) * frame_bytes for start in range(0, frames, chunk)]
 
 
 def map_file(path: Path) -> mmap.mmap:

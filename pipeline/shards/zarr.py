@@ -8,7 +8,7 @@ Specification: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-in
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -73,19 +73,23 @@ class ArrayWriter:
     def _frames(self) -> int:
         return len(self._sizes) * self._codec.chunk + len(self._waiting)
 
-    def add(self, key: str, frames: Sequence[Frames], meta: dict[str, Any]) -> Place:
-        """See `pipeline.shards.ShardWriter.add`."""
-        offset = self._frames
-        for frame in frames:
-            self._waiting.append(frame)
-            if len(self._waiting) == self._codec.chunk:
-                self._flush()
-        self._samples.append({"key": key, "start": offset, "stop": self._frames, **meta})
-        return Place(offset)
+    def frame(self, pixels: Frames) -> None:
+        """See `pipeline.shards.ShardWriter.frame`."""
+        self._waiting.append(pixels)
+        if len(self._waiting) == self._codec.chunk:
+            self._flush()
+
+    def finish(self, key: str, meta: dict[str, Any]) -> Place:
+        """See `pipeline.shards.ShardWriter.finish`."""
+        start = self._samples[-1]["stop"] if self._samples else 0
+        self._samples.append({"key": key, "start": start, "stop": self._frames, **meta})
+        return Place(start)
 
     def copy(self, key: str, reader: ShardReader, sample: Sample, meta: dict[str, Any]) -> Place:
         """See `pipeline.shards.ShardWriter.copy`: no codec here loses anything."""
-        return self.add(key, list(reader.frames(sample)), meta)
+        for pixels in reader.frames(sample):
+            self.frame(pixels)
+        return self.finish(key, meta)
 
     def _flush(self) -> None:
         self._sizes.append(self._file.write(self._codec.encode(np.stack(self._waiting))))
