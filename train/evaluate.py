@@ -11,10 +11,10 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
-from train.augment import to_clips
 from train.checkpoint import load_weights, read_run
 from train.clips import evaluation_clips
 from train.compute import Compute, make_model
+from train.inputs import to_clips
 from train.metrics import score
 from train.stream import ClipStream
 

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -24,10 +25,11 @@ from pipeline.report import Stage, Step
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import summarize
 from train import checkpoint
-from train.augment import IMAGENET_MEAN, IMAGENET_STD, augment, to_clips
+from train.augment import Augment, augment, draw_augmentation
 from train.clips import training_clips
 from train.compute import choose_compute, make_model
 from train.evaluate import predict_split
+from train.inputs import IMAGENET_MEAN, IMAGENET_STD
 from train.metrics import score
 from train.optim import learning_rate, make_optimizer
 from train.recipes import TrainRecipe
@@ -182,8 +184,7 @@ class Trainer:
 
     def _step(self, frames: torch.Tensor, labels: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         recipe = self.recipe
-        draws = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
-        torch.manual_seed(draws.initial_seed())  # dropout
+        torch.manual_seed(self.settings.seed * 1_000_003 + number)  # dropout
         rate = learning_rate(
             number,
             recipe.epochs * self.steps_per_epoch,
@@ -192,8 +193,12 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        clips = to_clips(frames, IMAGENET_MEAN, IMAGENET_STD)
-        clips = augment(clips, draws, scale=(recipe.crop, 1.0), jitter=recipe.jitter, flip=recipe.flip)
+        rng = np.random.default_rng([self.settings.seed, number])
+        settings = Augment(
+            flip=0.5 * recipe.flip, crop=recipe.crop, brightness=recipe.jitter, contrast=recipe.jitter
+        )
+        draws = draw_augmentation(settings, len(frames), (frames.shape[2], frames.shape[3]), rng)
+        clips = augment(frames, draws, IMAGENET_MEAN, IMAGENET_STD)
         logits = self.compute.logits(self.model, clips)
         loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         if not torch.isfinite(loss):
