@@ -150,6 +150,50 @@ def evaluate(run_folder: Path, as_json: bool, device: str, precision: str, **opt
 
 
 @main.command()
+@click.option("--model", required=True, help="The family; `train models` lists them.")
+@click.option(
+    "--shards", type=click.Path(path_type=Path), default=DEFAULT_SHARDS, show_default=True, help="The set."
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Clips a step.  [default: the family's]")
+@click.option("--frames", type=click.IntRange(1), help="T: frames a clip.  [default: the family's]")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--seconds", type=click.FloatRange(0), default=10, show_default=True, help="For each of the three.")
+@json_option
+def bench(
+    model: str, shards: Path, device: str, precision: str, seconds: float, as_json: bool, **flags: Any
+) -> None:
+    """Say what holds training up: clips/s of the loader alone, the model alone, and both.
+
+    \b
+    Example:  train bench --model early_fusion
+    """
+    from dataclasses import replace
+
+    from pipeline.errors import UserError
+    from pipeline.shards.index import read_set
+    from train.recipes import RECIPES
+
+    if model not in RECIPES:
+        raise UserError(f"--model {model}: no such family; there are {', '.join(RECIPES)}")
+    recipe = replace(RECIPES[model], **{name: value for name, value in flags.items() if value is not None})
+    shard_set = read_set(shards)
+
+    from train.bench import bench as measure
+    from train.compute import choose_compute
+
+    found = measure(model, shard_set, recipe, choose_compute(device, precision), seconds)
+    if as_json:
+        print_json(found)
+        return
+    title = f"{model}, {found['batch_size']} clips of {found['frames']} frames a step, on {found['device']}"
+    names = {"loader": "loader alone", "model": "model alone, on one cached batch", "together": "both together"}
+    rows = [(label, f"{found['clips_per_second'][name]:,.1f} clips/s") for name, label in names.items()]
+    print_table(title, [*rows, ("waiting for data", f"{found['data_wait']:.2%} of the time of both")])
+    click.echo(found["advice"])
+
+
+@main.command()
 @click.option("--frames", type=click.IntRange(1), default=16, show_default=True, help="T: frames a clip.")
 @click.option("--size", default="112", show_default=True, help="Frames: 112 (square) or 160x90.")
 @click.option("--classes", type=click.IntRange(2), default=2, show_default=True)

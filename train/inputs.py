@@ -12,7 +12,7 @@ INPUTS = {"rgb": 3, "diff": 3, "rgb+diff": 6}
 
 
 def make_input(clips: Tensor, kind: str) -> Tensor:
-    """Normalised clips [B, T, 3, H, W] → [B, T, INPUTS[kind], H, W]. Raises `ValueError`.
+    """Normalised clips [B, T, 3, H, W] → [B, T, INPUTS[kind], H, W], channels last in memory. Raises `ValueError`.
 
     The difference of frame t is x[t] - x[t-1]; frame 0 has none before it and repeats that of frame 1, so that
     T stays and the first frame looks like the others. Of a clip of one frame it is zero.
@@ -21,9 +21,14 @@ def make_input(clips: Tensor, kind: str) -> Tensor:
         raise ValueError(f"input {kind!r}: must be one of {', '.join(INPUTS)}")
     if kind == "rgb":
         return clips
-    moved = clips.diff(dim=1) if clips.shape[1] > 1 else torch.zeros_like(clips)
-    change = torch.cat([moved[:, :1], moved], 1)[:, : clips.shape[1]]
-    return change if kind == "diff" else torch.cat([clips, change], 2)
+    batch, frames, colours, height, width = clips.shape
+    shown = clips.new_empty((batch, frames, height, width, INPUTS[kind])).permute(0, 1, 4, 2, 3)
+    change = shown[:, :, -colours:]
+    torch.sub(clips[:, 1:], clips[:, :-1], out=change[:, 1:])
+    change[:, 0] = change[:, 1] if frames > 1 else 0
+    if kind == "rgb+diff":
+        shown[:, :, :colours] = clips
+    return shown
 
 
 def to_clips(
