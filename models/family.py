@@ -24,5 +24,5 @@ class Family(nn.Module):
         return None
 
     def forward(self, clips: Tensor) -> Tensor:
-        """[B, T, C, H, W] → logits [B, K]. Raises `ValueError` for clips of another length than it was made for."""
+        """[B, T, C, H, W] → logits [B, K]. Raises `ValueError` for clips it was not made for."""
         raise NotImplementedError
