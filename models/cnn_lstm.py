@@ -13,6 +13,8 @@ class CnnLstm(FrameFamily):
     """ResNet-18, Linear 512-256, two LSTM layers of 512, MLP 512-512-128-K on the last state: 15,314,626
     parameters for C = 3, K = 2. `bidirectional` reads the clip backwards, too, and joins both last states."""
 
+    source = "Donahue et al. 2015, arXiv 1411.4389"
+
     def __init__(
         self,
         *,

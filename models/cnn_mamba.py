@@ -11,6 +11,8 @@ class CnnMamba(FrameFamily):
     """ResNet-18, three Mamba layers of the trunk's width, RMSNorm, mean over time, MLP 512-256-K: 16,394,562
     parameters for C = 3, K = 2."""
 
+    source = "Gu & Dao 2023, arXiv 2312.00752"
+
     def __init__(
         self,
         *,

@@ -13,6 +13,8 @@ from models.frames import FrameFamily, check_length, fit_channels, mlp
 class EarlyFusion(FrameFamily):
     """ResNet-18 over T·C channels, then an MLP 512-512-128-K: 11,646,210 parameters for T = 16, C = 3, K = 2."""
 
+    source = "Karpathy et al. 2014, CVPR"
+
     def __init__(
         self,
         *,

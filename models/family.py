@@ -1,12 +1,15 @@
 """What every model family is: a module from clips to logits that also says how it wants to be trained."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 
 class Family(nn.Module):
     """Base of all families. `forward` maps float clips [B, T, C, H, W] to logits [B, K]."""
+
+    source: ClassVar[str] = ""  # the paper: authors, year, arXiv number
 
     def stages(self) -> Sequence[nn.Module | nn.Parameter]:
         """The model from input to output, each parameter in exactly one stage.

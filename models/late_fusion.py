@@ -13,6 +13,8 @@ class LateFusion(FrameFamily):
     """ResNet-18 on each frame, features fused, then an MLP 512-512-128-K: 11,505,090 parameters for C = 3, K = 2;
     15,437,250 with "concat" of 16 frames."""
 
+    source = "Karpathy et al. 2014, CVPR"
+
     def __init__(
         self,
         *,

@@ -96,6 +96,8 @@ class S3DTrunk(nn.Module):
 class S3D(Family):
     """S3D trunk, then an MLP 1024-1024-128-K: 9,091,106 parameters for C = 3, K = 2."""
 
+    source = "Xie et al. 2018, arXiv 1712.04851"
+
     def __init__(
         self,
         *,

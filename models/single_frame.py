@@ -14,6 +14,8 @@ from models.frames import FrameFamily, mlp
 class SingleFrame(FrameFamily):
     """ResNet-18 on each frame, then an MLP 512-512-128-K: 11,505,090 parameters for C = 3, K = 2."""
 
+    source = "Karpathy et al. 2014, CVPR"
+
     def __init__(
         self,
         *,
