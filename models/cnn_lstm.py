@@ -1,10 +1,10 @@
 """CNN-LSTM: a recurrent network reads the features of the frames in order (Donahue et al. 2015, arXiv 1411.4389,
 "Long-term Recurrent Convolutional Networks")."""
 
-import torch
 from torch import Tensor, nn
 
 from models.frames import FrameFamily, mlp
+from models.precision import full_precision
 
 FEATURES, HIDDEN = 256, 512
 
@@ -35,7 +35,7 @@ class CnnLstm(FrameFamily):
     def forward(self, clips: Tensor) -> Tensor:
         """[B, T, C, H, W] → logits [B, K]."""
         features = self.project(self.features(clips))  # [B, T, 256]
-        with torch.autocast(features.device.type, enabled=False):  # gates saturate: float32, it costs little
+        with full_precision(features.device):  # gates saturate: float32, it costs little
             _, (last, _) = self.lstm(features.float())  # [layers · directions, B, 512]
         state = last[-self.directions :].transpose(0, 1).flatten(1)  # [B, directions · 512]
         logits: Tensor = self.head(state)

@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from models.precision import full_precision
+
 CHUNK = 16  # steps at a time: decays and states of one sample (D = 1024, N = 16) then fit a core's cache
 LOG2_E = math.log2(math.e)
 
 
 def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """y [B, L, D] by the fastest form at hand. float32 in, float32 out, whatever autocast says."""
-    with torch.autocast(u.device.type, enabled=False):
+    with full_precision(u.device):
         u, delta, a, b, c = (tensor.float() for tensor in (u, delta, a, b, c))
         if torch.compiler.is_compiling():  # so it is under torch.compile and torch.export
             return doubling_scan(u, delta, a, b, c)
