@@ -82,7 +82,7 @@ class S3DTrunk(nn.Module):
         )
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, H, W] → features [B, 1024], averaged over time and picture.
