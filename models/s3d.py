@@ -112,7 +112,7 @@ class S3D(Family):
         cells = _cells(num_frames, 2) * _cells(width, 4) * _cells(height, 4)
         if cells < 2:  # batch norm needs more than one of a clip
             raise ValueError(
-                f"s3d needs at least 5 frames of 17 pixels, and either 9 frames or a side of 49 pixels; "
+                f"s3d needs at least 5 frames of 17 pixels, and either 13 frames or a side of 49 pixels; "
                 f"got {num_frames} frames of {width}×{height}"
             )
         self.in_channels = in_channels
