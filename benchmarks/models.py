@@ -11,10 +11,14 @@ second over those of a large matrix product, measured in the same run and precis
 
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+sys.path[0] = str(Path(__file__).parents[1])  # or `models` would be this file, run as a script
 
 import click
 import torch
