@@ -30,7 +30,7 @@ from models import build_model
 from models.scan import selective_scan
 from train.compute import Compute
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 CPU = torch.device("cpu")
 
 
