@@ -51,9 +51,9 @@ def load_weights(path: Path, model: Family, family: str) -> Loaded:
         path = path / "best.safetensors"
     state = read_state(path)
     try:
-        found = _run_format(path) or choose_format(state, family, model)
-        renamed = found.convert(_stripped(state, found))
-        fitting, unexpected = _fit(renamed, model)
+        ours = _run_format(path)
+        found, bare = (ours, state) if ours else choose_format(state, family, model)
+        fitting, unexpected = _fit(found.convert(bare), model)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     model.load_state_dict(fitting, strict=False)
@@ -90,20 +90,24 @@ def accepted_formats(family: str) -> list[str]:
     return [form.name for form in FORMATS if family in form.families]
 
 
-def choose_format(state: dict[str, Tensor], family: str, model: Family) -> Format:
-    """The format that knows these names, with or without a prefix; ours where they are simply the model's names.
-
-    Raises `ValueError` where none does, and where the family does not take it.
+def choose_format(state: dict[str, Tensor], family: str, model: Family) -> tuple[Format, dict[str, Tensor]]:
+    """The format that knows these names, and the tensors without the prefix that hid them from it; ours where they
+    are simply the model's names. Raises `ValueError` where no format is found or the family does not take it.
     """
-    known = [form for form in FORMATS if form.recognises(set(_stripped(state, form)))]
+    bare = state
+    while not (known := [form for form in FORMATS if form.recognises(set(bare))]):
+        prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in bare)), None)
+        if prefix is None:
+            break
+        bare = {name.removeprefix(prefix): tensor for name, tensor in bare.items()}
     for form in known:
         if family in form.families:
-            return form
+            return form, bare
     if known:
         takers = ", ".join(known[0].families)
         raise ValueError(f"{known[0].name} weights are not for {family}; they fit {takers}")
     if any(name in state for name in model.state_dict()):
-        return _ours(IMAGENET_MEAN, IMAGENET_STD)
+        return _ours(IMAGENET_MEAN, IMAGENET_STD), state
     raise ValueError(f"nothing in it is known to {family}; it holds {', '.join(state)}")
 
 
@@ -121,16 +125,6 @@ def _run_format(path: Path) -> Format | None:
 
 def _ours(mean: Triple, std: Triple) -> Format:
     return Format(OURS, lambda _: True, dict, (), mean, std)
-
-
-def _stripped(state: dict[str, Tensor], form: Format) -> dict[str, Tensor]:
-    """The state without a wrapper's prefix, where the format knows it only so."""
-    while not form.recognises(set(state)):
-        prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in state)), None)
-        if prefix is None:
-            break
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
 
 
 def _fit(state: dict[str, Tensor], model: Family) -> tuple[dict[str, Tensor], list[str]]:

@@ -24,11 +24,16 @@ class Row:
     parameters: int
     options: dict[str, Any] = field(default_factory=dict)
     ordered: bool = True  # whether the order of frames matters
+    small: dict[str, Any] = field(default_factory=dict)  # what makes it quick to compute
 
     def __str__(self) -> str:
         return "-".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
 
     def build(self, frames: int = 8, size: tuple[int, int] = (64, 64), classes: int = 2, **more: Any) -> Family:
+        """The small form; options in `more` win."""
+        return self.build_full(frames, size, classes=classes, **{**self.small, **more})
+
+    def build_full(self, frames: int, size: tuple[int, int], classes: int = 2, **more: Any) -> Family:
         torch.manual_seed(0)
         return build_model(
             self.name, num_classes=classes, num_frames=frames, size=size, **{**self.options, **more}
@@ -59,7 +64,7 @@ def test_the_table_of_this_test_is_complete() -> None:
 @every_family
 def test_a_family_has_the_size_that_it_claims_and_a_source(row: Row) -> None:
     with torch.device("meta"):
-        model = row.build(frames=16, size=(112, 112))
+        model = row.build_full(16, (112, 112))
     assert count_parameters(model) == row.parameters
     assert model.source
 
@@ -73,7 +78,7 @@ def test_stages_hold_each_parameter_once_and_matrices_decay(row: Row) -> None:
     assert all(stages) and len(stages) > 3
     undecayed = model.undecayed()
     assert all(p in undecayed for p in model.parameters() if p.ndim <= 1)
-    assert sum(p.numel() for p in undecayed) < 0.02 * row.parameters
+    assert sum(p.numel() for p in undecayed) < 0.1 * count_parameters(model)
 
 
 @every_family
@@ -91,7 +96,7 @@ def test_the_usual_lengths_and_sizes_go_forward_and_backward(row: Row, exhaustiv
     device = "cpu" if exhaustive else "meta"  # shapes alone are cheap
     for frames, side in itertools.product((8, 16, 32), (112, 160, 224)):
         with torch.device(device):
-            model = row.build(frames, (side, side))
+            model = row.build_full(frames, (side, side))
             logits = model(torch.zeros(1, frames, 3, side, side))
         logits.sum().backward()
         assert logits.shape == (1, 2) and all(p.grad is not None for p in model.parameters())
