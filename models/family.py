@@ -19,6 +19,10 @@ class Family(nn.Module):
         """Parameters that weight decay leaves alone: biases and norm layers, and what a family adds to them."""
         return {parameter for parameter in self.parameters() if parameter.ndim <= 1}
 
+    def mend(self, name: str, foreign: Tensor) -> Tensor | None:  # noqa: ARG002 - for families to use
+        """The foreign tensor in the shape of parameter `name`, or None where that cannot be."""
+        return None
+
     def forward(self, clips: Tensor) -> Tensor:
         """[B, T, C, H, W] → logits [B, K]. Raises `ValueError` for clips of another length than it was made for."""
         raise NotImplementedError
