@@ -11,6 +11,8 @@ from torch import nn
 # name -> class, imported on first use
 MODELS = {
     "early_fusion": "models.early_fusion:EarlyFusion",
+    "vivit": "models.vivit:ViViT",
+    "videomae": "models.videomae:VideoMAE",
 }
 
 

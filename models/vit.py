@@ -1,5 +1,5 @@
 """Parts that the transformer families share (Dosovitskiy et al. 2021, arXiv 2010.11929). Parameter names are
-timm's, so that its checkpoints fit: patch_embed.proj, blocks.N.{norm1,attn.qkv,attn.proj,norm2,mlp.fc1,mlp.fc2}."""
+timm's, so that its checkpoints fit: patch_embed.proj, blocks.0.norm1, .attn.qkv, .attn.proj, .mlp.fc1, …"""
 
 from typing import NamedTuple
 
@@ -30,6 +30,22 @@ SIZES = {
 }
 
 
+SHORT = 512  # tokens: until here a CPU attends by plain matrix products
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / √d) v over [B, heads, N, d].
+
+    On a CPU, torch's fused kernel is slower than plain products, above all backwards and for short sequences. It
+    needs less memory, though, so that long ones are left to it.
+    """
+    if q.device.type != "cpu" or q.shape[-2] > SHORT:
+        return F.scaled_dot_product_attention(q, k, v)
+    weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
+    attended: Tensor = weights @ v
+    return attended
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, query, key and value in one matrix product.
 
@@ -40,6 +56,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, *, key_bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
+        self.key_bias = key_bias
         self.qkv = nn.Linear(width, 3 * width, bias=key_bias)
         if not key_bias:
             self.q_bias = nn.Parameter(torch.zeros(width))
@@ -48,16 +65,16 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """[B, N, D] → query, key and value of every head [B, N, 3, heads, D / heads]."""
-        bias = self.qkv.bias
-        if bias is None:
+        bias: Tensor = self.qkv.bias
+        if not self.key_bias:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        return F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
+        qkv = F.linear(x, self.qkv.weight, bias)
+        return qkv.view(*x.shape[:2], 3, self.heads, -1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] → [B, N, D]."""
         q, k, v = self.project(x).permute(2, 0, 3, 1, 4).unbind()  # each [B, heads, N, D / heads]
-        x = F.scaled_dot_product_attention(q, k, v)
-        x = self.proj(x.transpose(1, 2).flatten(2))
+        x = self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
         return x
 
 
@@ -77,7 +94,7 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): in training, a branch is left out for some samples."""
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): some samples skip a branch in training."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -94,9 +111,7 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """LayerNorm, attention, LayerNorm, MLP, with two shortcuts."""
 
-    def __init__(
-        self, scale: Scale, *, drop_path: float = 0.0, gelu: str = "none", key_bias: bool = True
-    ) -> None:
+    def __init__(self, scale: Scale, *, drop_path: float = 0.0, gelu: str = "none", key_bias: bool = True) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(scale.width, EPS)
         self.attn = Attention(scale.width, scale.heads, key_bias=key_bias)
@@ -124,9 +139,11 @@ def split_tubelets(clips: Tensor, tubelet: int) -> Tensor:
 
 
 def join_tubelets(tubelets: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """`split_tubelets` undone: [B, N, C, tubelet, PATCH, PATCH] → [B, T, C, H, W]; `grid`: (time, rows, columns)."""
-    x = tubelets.unflatten(1, grid).permute(0, 1, 5, 4, 2, 6, 3, 7)
-    return x.flatten(1, 2).flatten(3, 4).flatten(4, 5)
+    """`split_tubelets` undone: [B, N, C, tubelet, PATCH, PATCH] on the grid (T', H', W') → [B, T, C, H, W]."""
+    B, _, C, tubelet, _, _ = tubelets.shape
+    T, H, W = grid
+    x = tubelets.view(B, T, H, W, C, tubelet, PATCH, PATCH).permute(0, 1, 5, 4, 2, 6, 3, 7)
+    return x.reshape(B, T * tubelet, C, H * PATCH, W * PATCH)
 
 
 class TubeletEmbedding(nn.Module):

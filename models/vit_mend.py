@@ -13,7 +13,7 @@ def resize_positions(positions: Tensor, old: Grid, new: Grid) -> Tensor:
     """[1, N, D] on the grid `old` → [1, N', D] on `new`, linear in time, rows and columns."""
     if old == new:
         return positions
-    volume = positions.unflatten(1, old).permute(0, 4, 1, 2, 3)  # [1, D, T, H, W]
+    volume = positions.reshape(1, *old, -1).permute(0, 4, 1, 2, 3)  # [1, D, T, H, W]
     volume = F.interpolate(volume, size=new, mode="trilinear", align_corners=False)
     return volume.flatten(2).transpose(1, 2)
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.vit import (
     EPS,
@@ -17,6 +16,7 @@ from models.vit import (
     Scale,
     Transformer,
     TubeletEmbedding,
+    attend,
     drop_rates,
     find_scale,
     init_head,
@@ -39,19 +39,15 @@ class FactorisedBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T·S, D] → [B, T·S, D], for T time steps of S patches."""
-        B, shape = len(x), (self.steps, -1)
-        x = x.unflatten(1, shape).transpose(1, 2).flatten(0, 1)  # [B·S, T, D]
-        x = x + self._drop(self.attn_time(self.norm_time(x)), B)
-        x = x.unflatten(0, (B, -1)).transpose(1, 2).flatten(0, 1)  # [B·T, S, D]
-        x = x + self._drop(self.attn(self.norm1(x)), B)
-        x = x.unflatten(0, (B, -1)).flatten(1, 2)
+        B, N, D = x.shape
+        T, S = self.steps, N // self.steps
+        over_time = self.norm_time(x).view(B, T, S, D).transpose(1, 2)
+        over_time = self.attn_time(over_time.reshape(B * S, T, D)).view(B, S, T, D).transpose(1, 2)
+        x = x + self.drop_path(over_time.reshape(B, N, D))
+        over_space = self.attn(self.norm1(x).view(B * T, S, D))
+        x = x + self.drop_path(over_space.view(B, N, D))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
-
-    def _drop(self, x: Tensor, samples: int) -> Tensor:
-        """Stochastic depth drops a branch for a whole sample, not for some of its frames."""
-        dropped: Tensor = self.drop_path(x.unflatten(0, (samples, -1)))
-        return dropped.flatten(0, 1)
 
 
 class FactorisedAttention(Attention):
@@ -63,19 +59,20 @@ class FactorisedAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T·S, D] → [B, T·S, D], for T time steps of S patches."""
-        qkv = self.project(x).unflatten(1, (self.steps, -1))  # [B, T, S, 3, heads, d]
+        B, N, D = x.shape
+        qkv = self.project(x).view(B, self.steps, N // self.steps, 3, self.heads, -1)
         half = self.heads // 2
         over_time = _attend(qkv[..., :half, :].transpose(1, 2)).transpose(1, 2)
         over_space = _attend(qkv[..., half:, :])
-        x = torch.cat([over_time, over_space], dim=-2)  # [B, T, S, heads, d]
-        x = self.proj(x.flatten(3).flatten(1, 2))
+        x = self.proj(torch.cat([over_time, over_space], dim=-2).view(B, N, D))
         return x
 
 
 def _attend(qkv: Tensor) -> Tensor:
     """[B, M, N, 3, heads, d] → [B, M, N, heads, d]: attention among N tokens, for each of M by itself."""
-    q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).flatten(1, 2).unbind()  # each [B·M, heads, N, d]
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).unflatten(0, qkv.shape[:2])
+    B, M, N, _, heads, d = qkv.shape
+    q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).reshape(3, B * M, heads, N, d).unbind()
+    return attend(q, k, v).transpose(1, 2).reshape(B, M, N, heads, d)
 
 
 class TemporalEncoder(nn.Module):
@@ -166,18 +163,18 @@ class ViViT(Transformer):
         """[B, T, C, H, W] → the encoder's tokens [B, N, D]; [B·T', 1 + H'·W', D] with a factorised encoder."""
         x = self.patch_embed(self.split(clips))
         if self.temporal is not None:
-            x = x.unflatten(1, (self.grid[0], -1)).flatten(0, 1)  # [B·T', H'·W', D]
+            x = x.view(len(x) * self.grid[0], -1, x.shape[-1])  # [B·T', H'·W', D]
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-        x = self.norm(self.blocks(x + self.pos_embed))
-        return x
+        tokens: Tensor = self.norm(self.blocks(x + self.pos_embed))
+        return tokens
 
     def forward(self, clips: Tensor) -> Tensor:
         """[B, T, C, H, W] → logits [B, K]."""
         x = self.tokens(clips)
         x = x.mean(1) if self.cls_token is None else x[:, 0]  # [B, D] or [B·T', D]
         if self.temporal is not None:
-            x = self.temporal(x.unflatten(0, (len(clips), -1)))
+            x = self.temporal(x.view(len(clips), self.grid[0], -1))
         logits: Tensor = self.head(self.dropout(x))
         return logits
 

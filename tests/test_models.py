@@ -1,5 +1,7 @@
 """Every family: sizes, shapes, gradients, and that a sample's logits do not depend on its neighbours."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,7 +11,11 @@ from models.backbones import ResNet18
 # family, frames, parameters for T = 16, 112 px, 2 classes
 FAMILIES = [
     ("early_fusion", 16, 11_646_210),
+    ("vivit", 16, 86_540_546),
+    ("videomae", 16, 86_228_738),
 ]
+# what makes a family small enough to run here
+SMALL: dict[str, dict[str, Any]] = {"vivit": {"scale": "micro"}, "videomae": {"scale": "micro"}}
 
 
 def test_the_table_of_this_test_is_complete() -> None:
@@ -29,7 +35,7 @@ def test_a_family_maps_clips_to_logits_and_learns_with_all_its_weights(
     name: str, frames: int, classes: int
 ) -> None:
     torch.manual_seed(0)
-    model = build_model(name, num_classes=classes, num_frames=frames, size=(64, 48))
+    model = build_model(name, num_classes=classes, num_frames=frames, size=(64, 48), **SMALL.get(name, {}))
     logits = model(torch.randn(2, frames, 3, 48, 64))
     assert logits.shape == (2, classes)
     logits.square().sum().backward()
@@ -39,7 +45,7 @@ def test_a_family_maps_clips_to_logits_and_learns_with_all_its_weights(
 @pytest.mark.parametrize(("name", "frames"), [family[:2] for family in FAMILIES])
 def test_a_clip_gets_the_same_logits_alone_and_in_a_batch(name: str, frames: int) -> None:
     torch.manual_seed(0)
-    model = build_model(name, num_classes=2, num_frames=frames, size=(64, 64)).eval()
+    model = build_model(name, num_classes=2, num_frames=frames, size=(64, 64), **SMALL.get(name, {})).eval()
     clips = torch.randn(3, frames, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(model(clips)[1:2], model(clips[1:2]), rtol=1e-4, atol=1e-5)
@@ -48,7 +54,7 @@ def test_a_clip_gets_the_same_logits_alone_and_in_a_batch(name: str, frames: int
 @pytest.mark.parametrize(("name", "frames"), [family[:2] for family in FAMILIES])
 def test_the_order_of_frames_matters(name: str, frames: int) -> None:
     torch.manual_seed(0)
-    model = build_model(name, num_classes=2, num_frames=frames, size=(64, 64)).eval()
+    model = build_model(name, num_classes=2, num_frames=frames, size=(64, 64), **SMALL.get(name, {})).eval()
     clips = torch.randn(1, frames, 3, 64, 64)
     assert not torch.allclose(model(clips), model(clips.flip(1)))
 
