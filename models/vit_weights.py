@@ -82,9 +82,17 @@ def from_mmaction(state: State) -> State:
 
 
 def to_classifier(state: State) -> State:
-    """VideoMAE's pre-trained encoder by the classifier's names. The decoder goes; so does the norm before it."""
-    dropped = ("decoder.", "encoder_to_decoder.", "mask_token", "norm.")
+    """VideoMAE's encoder by the classifier's names, without the decoder and the norm before it.
+
+    A fine-tuned model without fc_norm reads its first token rather than the mean (a common slip: the base model's
+    `use_mean_pooling=False` kept). Its head would read noise here and goes; its norm is left to be reported.
+    """
     state = {re.sub(r"^encoder\.", "", name): tensor for name, tensor in state.items()}
+    dropped: tuple[str, ...] = ("decoder.", "encoder_to_decoder.", "mask_token")
+    if "head.weight" not in state:
+        dropped += ("norm.",)
+    elif "fc_norm.weight" not in state:
+        dropped += ("head.",)
     return {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
 
 
