@@ -104,9 +104,14 @@ def to_pretraining(state: State) -> State:
 
 
 def timm_to_vivit(state: State) -> State:
-    """timm's ViT without its head. Its positions get an axis of one time step: [1, 1, N, D]."""
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(("head", "fc_norm."))}
-    if state["patch_embed.proj.weight"].ndim == 4 and "pos_embed" in state:
+    """timm's ViT without its head. Its positions get an axis of one time step: [1, 1, N, D].
+
+    A ViViT of our own has the same names, and kernels for tubelets. It stays as it is.
+    """
+    if state["patch_embed.proj.weight"].ndim == 5:
+        return state
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "fc_norm."))}
+    if "pos_embed" in state:
         state["pos_embed"] = state["pos_embed"][None]
     return state
 

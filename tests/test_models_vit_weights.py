@@ -233,6 +233,11 @@ def test_timms_vit_starts_every_vivit(attention: str) -> None:
     assert steps[0].std() > 0.1
 
 
+def test_our_own_vivit_is_not_taken_for_timms() -> None:
+    state = ViViT(num_classes=2, num_frames=4, size=(64, 64), scale="micro").state_dict()
+    assert format_of(state, "vivit").convert(state) == state
+
+
 def test_timms_vit_starts_videomae_without_the_keys_bias() -> None:
     model = VideoMAE(num_classes=2, num_frames=2, size=(64, 64), scale="micro")
     state = timm_vit(64)
