@@ -1,12 +1,15 @@
 """What every model family is: a module from clips to logits that also says how it wants to be trained."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 
 class Family(nn.Module):
     """Base of all families. `forward` maps float clips [B, T, C, H, W] to logits [B, K]."""
+
+    source: ClassVar[str] = ""  # the paper: authors, year, arXiv number
 
     def stages(self) -> Sequence[nn.Module | nn.Parameter]:
         """The model from input to output, each parameter in exactly one stage.
@@ -24,5 +27,5 @@ class Family(nn.Module):
         return None
 
     def forward(self, clips: Tensor) -> Tensor:
-        """[B, T, C, H, W] → logits [B, K]. Raises `ValueError` for clips of another length than it was made for."""
+        """[B, T, C, H, W] → logits [B, K]. Raises `ValueError` for clips it was not made for."""
         raise NotImplementedError

@@ -61,6 +61,8 @@ class VideoMAE(Transformer):
     `inflation`: how a picture's patch kernel becomes a tubelet's, "central_frame" or "average".
     """
 
+    source = "Tong et al. 2022, arXiv 2203.12602"
+
     def __init__(
         self,
         *,
@@ -134,6 +136,8 @@ class VideoMAEPretraining(Transformer):
     `mask_ratio`: the share of each frame's patches that a tube mask hides, rounded down to whole patches.
     `mean` and `std`: how the clips' channels were normalised from pixels in [0, 1].
     """
+
+    source = VideoMAE.source
 
     def __init__(
         self,

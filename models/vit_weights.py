@@ -129,22 +129,26 @@ def timm_to_videomae(state: State) -> State:
     return converted
 
 
-def _has(*endings: str, without: str = "") -> Callable[[set[str]], bool]:
-    """Recognises keys that end in all of these, none of them in `without`."""
+def _has(*patterns: str, without: str = "") -> Callable[[set[str]], bool]:
+    """Recognises keys where each of the patterns is all of a name, and no name ends in `without`."""
 
     def recognises(keys: set[str]) -> bool:
-        found = all(any(key.endswith(ending) for key in keys) for ending in endings)
+        found = all(any(re.fullmatch(pattern, key) for key in keys) for pattern in patterns)
         return found and not (without and any(key.endswith(without) for key in keys))
 
     return recognises
 
 
-_PATCHES = "embeddings.patch_embeddings.projection.weight"
-_HF_VIDEOMAE = _has(_PATCHES, "encoder.layer.0.attention.attention.query.weight", without="cls_token")
-_HF_VIVIT = _has(_PATCHES, "embeddings.cls_token", "embeddings.position_embeddings")
-_VIDEOMAE = _has("patch_embed.proj.weight", "blocks.0.attn.q_bias", without="cls_token")
-_MMACTION = _has("backbone.patch_embed.projection.weight", "backbone.blocks.0.attn.q_bias")
-_TIMM = _has("patch_embed.proj.weight", "blocks.0.attn.qkv.bias")
+_HF_EMBEDDINGS = r"((videomae|vivit)\.)?embeddings\."
+_HF_PATCHES = _HF_EMBEDDINGS + r"patch_embeddings\.projection\.weight"
+_HF_QUERY = r"(videomae\.)?encoder\.layer\.0\.attention\.attention\.query\.weight"
+_HF_VIDEOMAE = _has(_HF_PATCHES, _HF_QUERY, without="cls_token")
+_HF_VIVIT = _has(_HF_PATCHES, _HF_EMBEDDINGS + "cls_token", _HF_EMBEDDINGS + "position_embeddings")
+_VIDEOMAE = _has(
+    r"(encoder\.)?patch_embed\.proj\.weight", r"(encoder\.)?blocks\.0\.attn\.q_bias", without="cls_token"
+)
+_MMACTION = _has(r"backbone\.patch_embed\.projection\.weight", r"backbone\.blocks\.0\.attn\.q_bias")
+_TIMM = _has(r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.bias")
 
 CLASSIFIER, PRETRAINING = ("videomae",), ("videomae_pretraining",)
 

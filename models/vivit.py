@@ -101,6 +101,8 @@ class ViViT(Transformer):
     `inflation`: how a picture's patch kernel becomes a tubelet's, "central_frame" or "average".
     """
 
+    source = "Arnab et al. 2021, arXiv 2103.15691"
+
     def __init__(
         self,
         *,
