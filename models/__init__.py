@@ -4,6 +4,7 @@ Adding a family: one file here, one line in MODELS.
 """
 
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -26,13 +27,19 @@ MODELS = {
 def build_model(name: str, *, num_classes: int, num_frames: int, size: tuple[int, int], **options: Any) -> Family:
     """The family's network with fresh weights.
 
-    `size`: (width, height) of a frame in pixels. Raises `ValueError` for a name that is not in MODELS and for
-    an input that the family does not take.
+    `size`: (width, height) of a frame in pixels. Raises `ValueError` for a name that is not in MODELS, and for
+    an option or an input that the family does not take.
     """
     if name not in MODELS:
         raise ValueError(f"no model family is called {name!r}; there are {', '.join(MODELS)}")
     module, _, cls = MODELS[name].partition(":")
     family = getattr(import_module(module), cls)
+    known = [
+        option for option in signature(family).parameters if option not in ("num_classes", "num_frames", "size")
+    ]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")
     model: Family = family(num_classes=num_classes, num_frames=num_frames, size=size, **options)
     return model
 

@@ -18,6 +18,8 @@ from train.recipes import RECIPES
 
 QUICK = ["--frames", "4", "--batch-size", "8", "--precision", "fp32", "--epochs", "1"]
 
+SPECIAL = {"s3d": ["--frames", "16"]}  # fewer leave nothing of so small a picture
+
 
 def train(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
@@ -34,10 +36,34 @@ def weights(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("family", MODELS)
 def test_every_family_trains_and_is_judged(family: str, small_set: Path, tmp_path: Path) -> None:
-    frames = ["--frames", 16] if family == "s3d" else []  # fewer leave nothing of so small a picture
-    result = train("run", "--model", family, *QUICK, *frames, "--shards", small_set, "--out", tmp_path / "run")
+    more = SPECIAL.get(family, [])
+    result = train("run", "--model", family, *QUICK, *more, "--shards", small_set, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert json.loads(train("eval", tmp_path / "run", "--json").stdout)["videos"] == 8
+
+
+def test_a_familys_own_options_are_kept_with_the_run(small_set: Path, tmp_path: Path) -> None:
+    run = ["run", "--model", "late_fusion", *QUICK, "--shards", small_set, "--out", tmp_path / "run"]
+    assert train(*run, "--option", "fusion=concat").exit_code == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["options"] == {"fusion": "concat"}
+    assert train("eval", tmp_path / "run").exit_code == 0
+    assert train("run", "--model", "late_fusion", "--out", tmp_path / "run", "--resume").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("concat", "--option concat: must be NAME=VALUE"),
+        ("in_channels=1", "--option in_channels=1: is not the family's own to choose"),
+        ("depth=3", "late_fusion has no option 'depth'; it has in_channels, dropout, backbone, fusion"),
+        ("fusion=3", "fusion is 'mean' or 'concat', not 3"),
+    ],
+)
+def test_options_that_a_family_has_not_are_one_clear_line(
+    small_set: Path, tmp_path: Path, option: str, message: str
+) -> None:
+    run = ["run", "--model", "late_fusion", "--shards", small_set, "--out", tmp_path / "run"]
+    assert_one_clear_line(train(*run, "--option", option), 2, message)
 
 
 def test_every_family_has_a_recipe() -> None:

@@ -69,6 +69,14 @@ def recipe_options(command: Any) -> Any:
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="Start from a checkpoint's file, or from another run."
 )
+@click.option(
+    "--option",
+    "options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=lambda _ctx, _param, given: _parse_options(given),
+    help="One of the family's own, such as fusion=concat; may be repeated.",
+)
 @recipe_options
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
@@ -84,6 +92,7 @@ def run(
     device: str,
     precision: str,
     weights: Path | None,
+    options: dict[str, Any],
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -111,7 +120,7 @@ def run(
     from train.loop import RunSettings, Trainer, describe_set
 
     settings = RunSettings(
-        model, str(shards), recipe, seed, device, precision, str(weights.resolve()) if weights else None
+        model, str(shards), recipe, seed, device, precision, str(weights.resolve()) if weights else None, options
     )
     if resume:
         asked = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
@@ -185,6 +194,26 @@ def models(frames: int, size: str, classes: int, as_json: bool) -> None:
         ],
         ("model", "parameters", "GFLOPs", "T×C×H×W", "weights", "source"),
     )  # fmt: skip
+
+
+def _parse_options(given: tuple[str, ...]) -> dict[str, Any]:
+    """`depth=3 bidirectional=true fusion=concat` → values as JSON has them, else words. Raises `UserError`."""
+    import json
+
+    from pipeline.errors import UserError
+
+    options: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--option {text}: must be NAME=VALUE, such as fusion=concat")
+        if name in ("in_channels", "dropout"):  # told by the frames and by --dropout
+            raise UserError(f"--option {text}: is not the family's own to choose")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
 
 
 def _claim(out: Path, *, resume: bool, overwrite: bool) -> None:

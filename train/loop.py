@@ -9,7 +9,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class RunSettings:
     device: str = "auto"
     precision: str = "auto"
     weights: str | None = None  # what the model starts from, where not from nothing
+    options: dict[str, Any] = field(default_factory=dict)  # the family's own
 
     def as_dict(self) -> dict[str, Any]:
         """Flat, as `run.json` has it."""
@@ -111,6 +112,7 @@ class Trainer:
             num_frames=self.recipe.frames,
             size=(shards.recipe.width, shards.recipe.height),
             dropout=self.recipe.dropout,
+            **self.settings.options,
         )
 
     def start(self) -> None:
