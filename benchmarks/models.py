@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import build_model
 from models.scan import selective_scan
 from train.compute import Compute
+from train.optim import make_optimizer
 
 Step = Callable[[], object]
 CPU = torch.device("cpu")
@@ -65,7 +66,7 @@ def train_step(name: str, compute: Compute, batch: int, frames: int, side: int, 
     else:
         clips = clips.contiguous()
     labels = torch.arange(batch) % 2
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = make_optimizer(model, 1e-4, 0.05) if prepare else torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step() -> None:
         functional.cross_entropy(compute.logits(model, clips), labels).backward()  # type: ignore[no-untyped-call]
@@ -113,7 +114,7 @@ def scan_pair(peer: Callable[..., Tensor], limit: float, batch: int, length: int
 
 # name -> how it is made, on demand: not all of them fit into memory together
 ROWS: dict[str, Callable[[], Pair]] = {
-    "s3d": lambda: family_pair("s3d", 5.0, 2),
+    "s3d": lambda: family_pair("s3d", 5.0, 4),
     "single_frame": lambda: family_pair("single_frame", 1.8, 2),
     "late_fusion": lambda: family_pair("late_fusion", 1.8, 2),
     "early_fusion": lambda: family_pair("early_fusion", 1.8, 16),
