@@ -19,6 +19,8 @@ MODELS = {
     "cnn_lstm": "models.cnn_lstm:CnnLstm",
     "cnn_mamba": "models.cnn_mamba:CnnMamba",
     "s3d": "models.s3d:S3D",
+    "vivit": "models.vivit:ViViT",
+    "videomae": "models.videomae:VideoMAE",
 }
 
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from models.cnn_weights import CNN_FORMATS, IMAGENET_MEAN, IMAGENET_STD
 from models.family import Family
 from models.formats import Format
+from models.vit_weights import VIT_FORMATS
 
-FORMATS: tuple[Format, ...] = (*CNN_FORMATS,)
+FORMATS: tuple[Format, ...] = (*CNN_FORMATS, *VIT_FORMATS)
 OURS = "reelcache"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # {"model": {…}, "epoch": 3}

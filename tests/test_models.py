@@ -49,6 +49,8 @@ FAMILIES = [
     Row("cnn_lstm", 21_352_130, {"bidirectional": True}),
     Row("cnn_mamba", 16_394_562),
     Row("s3d", 9_091_106),
+    Row("vivit", 86_540_546, small={"scale": "micro"}),
+    Row("videomae", 86_228_738, small={"scale": "micro"}),
 ]
 every_family = pytest.mark.parametrize("row", FAMILIES, ids=str)
 

@@ -18,7 +18,11 @@ from train.recipes import RECIPES
 
 QUICK = ["--frames", "4", "--batch-size", "8", "--precision", "fp32", "--epochs", "1"]
 
-SPECIAL = {"s3d": ["--frames", "16"]}  # fewer leave nothing of so small a picture
+SPECIAL = {
+    "s3d": ["--frames", "16"],  # fewer leave nothing of so small a picture
+    "vivit": ["--option", "scale=micro"],
+    "videomae": ["--option", "scale=micro"],
+}
 
 
 def train(*arguments: object) -> Result:

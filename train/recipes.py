@@ -34,4 +34,7 @@ RECIPES = {
     "cnn_lstm": TrainRecipe(),
     "cnn_mamba": TrainRecipe(),
     "s3d": TrainRecipe(),
+    # Fine-tuning: without --weights, transformers need more videos than most people have.
+    "vivit": TrainRecipe(epochs=30, lr=1e-4, warmup=2.5, label_smoothing=0.2),
+    "videomae": TrainRecipe(epochs=30, lr=5e-4 * 16 / 256, warmup=5.0, layer_decay=0.7, dropout=0.5),
 }
