@@ -3,11 +3,12 @@
     python benchmarks/models.py                       # all rows
     python benchmarks/models.py --only scan --rounds 9 --threads 2
 
-Networks: our defaults (bf16 autocast, channels last) against the plain step (float32, contiguous). Scan: forward
-and backward against the sequential reference loop of mamba-ssm (`selective_scan_ref`), and against the same loop
-written with care. The share of peak: FLOPs of the step (a multiply-add is two, backward counted as it runs) per
-second over those of a large matrix product, measured in the same run and precision. The scan is all elementwise
-work, of which such counts know nothing: its share says little.
+CNNs: our defaults (bf16 autocast, channels last) against the plain step (float32, contiguous). Transformers:
+against the same network in `transformers`, in bf16, too. Scan: forward and backward against the sequential
+reference loop of mamba-ssm (`selective_scan_ref`), and against the same loop written with care. The share of peak:
+FLOPs of the step (a multiply-add is two, backward counted as it runs) per second over those of a large matrix
+product, measured in the same run and precision. The scan is all elementwise work, of which such counts know
+nothing: its share says little.
 """
 
 import json
@@ -76,6 +77,33 @@ def train_step(name: str, compute: Compute, batch: int, frames: int, side: int, 
     return step
 
 
+def transformer_pair(name: str, twin: str, limit: float, batch: int = 2) -> Pair:
+    """A training step of ours and of the same network in `transformers`: same precision, batch and optimizer."""
+    import transformers
+
+    family = twin.removesuffix("ForVideoClassification")
+    settings = {"image_size": 112, "num_frames": 16, "num_labels": 2}
+    theirs = getattr(transformers, twin)(getattr(transformers, f"{family}Config")(**settings))
+    clips, labels = torch.randn(batch, 16, 3, 112, 112), torch.arange(batch) % 2
+    compute = Compute(CPU, bf16=True)
+
+    def step_of(model: torch.nn.Module, logits: Callable[[Tensor], Tensor]) -> Step:
+        model.train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+        def step() -> None:
+            with compute.autocast():
+                loss = functional.cross_entropy(logits(clips).float(), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    ours = build_model(name, num_classes=2, num_frames=16, size=(112, 112))
+    return Pair(step_of(ours, ours), step_of(theirs, lambda x: theirs(x).logits), limit, bf16=True)
+
+
 def reference_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """`selective_scan_ref` of mamba-ssm: decays of all steps at once, then a loop over slices of them."""
     decay = torch.exp(torch.einsum("bld,dn->bdln", delta, a))
@@ -120,6 +148,8 @@ ROWS: dict[str, Callable[[], Pair]] = {
     "early_fusion": lambda: family_pair("early_fusion", 1.8, 16),
     "cnn_lstm": lambda: family_pair("cnn_lstm", 1.8, 2),
     "cnn_mamba": lambda: family_pair("cnn_mamba", 1.8, 2),
+    "vivit": lambda: transformer_pair("vivit", "VivitForVideoClassification", 1.0),
+    "videomae": lambda: transformer_pair("videomae", "VideoMAEForVideoClassification", 1.0),
     "scan L=16": lambda: scan_pair(reference_scan, 5.0, 8, 16),
     "scan L=256": lambda: scan_pair(reference_scan, 10.0, 2, 256),
     "scan L=16, careful loop": lambda: scan_pair(careful_scan, 1.0, 8, 16),
