@@ -6,7 +6,7 @@
 
 No frame and no set of frames tells the classes of `prep sample-videos` apart, only their order does. So a family
 that looks at frames one by one must stay at chance, and every other should come near 1. Each family is trained by
-`train run` (transformers in their tiny size, at a higher rate and without crops: they start from nothing) and judged
+`train run` (transformers in their tiny size, at a higher rate, without crops: they start from nothing) and judged
 on `val`.
 """
 
