@@ -6,7 +6,8 @@ FOLDER may hold a MANIFEST.tsv with a `path` column; else every file in it is tr
 ffmpeg displays at t0 + k/5 s, scaled to 112×112 the same way, are compared with ours: the mean absolute difference
 of the worst frame, of 255. Exits with 1 if a file differs by more than 2 or in its count.
 
-Last result (2026-11-22, ffmpeg 5.1 of Debian 12, 98 awkward files): see docs/decoding.md.
+Last result (2026-11-22, ffmpeg 5.1 of Debian 12, 98 awkward files): 80 compared, none differs (the worst
+frame of all: 1.39), 18 rejected; docs/decoding.md lists those.
 """
 
 import csv

@@ -4,29 +4,43 @@ Adding a family: one file here, one line in MODELS.
 """
 
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from torch import nn
 
+from models.family import Family
+
 # name -> class, imported on first use
 MODELS = {
+    "single_frame": "models.single_frame:SingleFrame",
+    "late_fusion": "models.late_fusion:LateFusion",
     "early_fusion": "models.early_fusion:EarlyFusion",
+    "cnn_lstm": "models.cnn_lstm:CnnLstm",
+    "cnn_mamba": "models.cnn_mamba:CnnMamba",
+    "s3d": "models.s3d:S3D",
+    "vivit": "models.vivit:ViViT",
+    "videomae": "models.videomae:VideoMAE",
 }
 
 
-def build_model(
-    name: str, *, num_classes: int, num_frames: int, size: tuple[int, int], **options: Any
-) -> nn.Module:
+def build_model(name: str, *, num_classes: int, num_frames: int, size: tuple[int, int], **options: Any) -> Family:
     """The family's network with fresh weights.
 
-    `size`: (width, height) of a frame in pixels. Raises `ValueError` for a name that is not in MODELS and for
-    an input that the family does not take.
+    `size`: (width, height) of a frame in pixels. Raises `ValueError` for a name that is not in MODELS, and for
+    an option or an input that the family does not take.
     """
     if name not in MODELS:
         raise ValueError(f"no model family is called {name!r}; there are {', '.join(MODELS)}")
     module, _, cls = MODELS[name].partition(":")
     family = getattr(import_module(module), cls)
-    model: nn.Module = family(num_classes=num_classes, num_frames=num_frames, size=size, **options)
+    known = [
+        option for option in signature(family).parameters if option not in ("num_classes", "num_frames", "size")
+    ]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+    model: Family = family(num_classes=num_classes, num_frames=num_frames, size=size, **options)
     return model
 
 

@@ -1,13 +1,26 @@
-"""Networks for single pictures, shared by the 2D families. Parameter names are torchvision's, so that its
-checkpoints fit: conv1, bn1, layer1.0.conv1, …, layer4.1.bn2."""
+"""Networks for single pictures, shared by the 2D families: ResNet and VGG without their classifiers, averaged
+over the picture. Parameter names are torchvision's, so that its checkpoints fit: conv1, layer1.0.conv1, …"""
 
-import itertools
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 
+class Backbone(nn.Module):
+    """[B, C, H, W] → features [B, width]."""
+
+    width: ClassVar[int]
+    stem: ClassVar[str]  # the parameter that meets the pixels
+
+    def stages(self) -> list[nn.Module]:
+        """The network from input to output, each parameter in exactly one stage."""
+        raise NotImplementedError
+
+
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut (He et al. 2016, arXiv 1512.03385, figure 2)."""
+
+    expansion = 1
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -15,10 +28,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or channels_in != channels:
-            shortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(channels))
+        self.downsample = _shortcut(channels_in, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C_in, H, W] → [B, C, H/stride, W/stride]."""
@@ -28,37 +38,153 @@ class BasicBlock(nn.Module):
         return (x + shortcut).relu()
 
 
-class ResNet18(nn.Module):
-    """ResNet-18 without its classifier: 11,176,512 parameters with 3 input channels."""
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 and a shortcut (ibid., figure 5); the stride sits in the 3×3, as in torchvision ("v1.5")."""
 
-    features = 512
+    expansion = 4
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        channels_out = channels * self.expansion
+        self.conv1 = nn.Conv2d(channels_in, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, channels_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels_out)
+        self.downsample = _shortcut(channels_in, channels_out, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C_in, H, W] → [B, 4·C, H/stride, W/stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.bn1(self.conv1(x)).relu()
+        x = self.bn2(self.conv2(x)).relu()
+        x = self.bn3(self.conv3(x))
+        return (x + shortcut).relu()
+
+
+def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and channels_in == channels_out:
+        return None
+    return nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out))
+
+
+class ResNet(Backbone):
+    """Four layers of residual blocks (He et al. 2016); the subclasses say which and how many."""
+
+    stem = "conv1.weight"
+    block: ClassVar[type[BasicBlock | Bottleneck]]
+    depths: ClassVar[tuple[int, int, int, int]]
 
     def __init__(self, in_channels: int = 3) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = nn.Sequential(BasicBlock(64, 64, 1), BasicBlock(64, 64, 1))
-        self.layer2 = nn.Sequential(BasicBlock(64, 128, 2), BasicBlock(128, 128, 1))
-        self.layer3 = nn.Sequential(BasicBlock(128, 256, 2), BasicBlock(256, 256, 1))
-        self.layer4 = nn.Sequential(BasicBlock(256, 512, 2), BasicBlock(512, 512, 1))
+        self.layer1 = self._layer(64, 64, self.depths[0], stride=1)
+        self.layer2 = self._layer(64 * self.block.expansion, 128, self.depths[1], stride=2)
+        self.layer3 = self._layer(128 * self.block.expansion, 256, self.depths[2], stride=2)
+        self.layer4 = self._layer(256 * self.block.expansion, 512, self.depths[3], stride=2)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def _layer(self, channels_in: int, channels: int, depth: int, stride: int) -> nn.Sequential:
+        first = self.block(channels_in, channels, stride)
+        rest = (self.block(channels * self.block.expansion, channels, 1) for _ in range(depth - 1))
+        return nn.Sequential(first, *rest)
+
+    def stages(self) -> list[nn.Module]:
+        """The stem, then the four layers."""
+        return [nn.ModuleList([self.conv1, self.bn1]), self.layer1, self.layer2, self.layer3, self.layer4]
+
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] → features [B, 512], averaged over the picture."""
+        """[B, C, H, W] → features [B, width], averaged over the picture."""
         x = self.maxpool(self.bn1(self.conv1(x)).relu())
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean((2, 3))
 
 
-def mlp(*widths: int, dropout: float = 0.0) -> nn.Sequential:
-    """Linear layers with ReLU between them, and dropout before the last."""
-    layers: list[nn.Module] = []
-    for width_in, width_out in itertools.pairwise(widths):
-        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
-    layers.pop()
-    if dropout:
-        layers.insert(len(layers) - 1, nn.Dropout(dropout))
-    return nn.Sequential(*layers)
+class ResNet18(ResNet):
+    """11,176,512 parameters with 3 input channels."""
+
+    width, block, depths = 512, BasicBlock, (2, 2, 2, 2)
+
+
+class ResNet34(ResNet):
+    """21,284,672 parameters with 3 input channels."""
+
+    width, block, depths = 512, BasicBlock, (3, 4, 6, 3)
+
+
+class ResNet50(ResNet):
+    """23,508,032 parameters with 3 input channels."""
+
+    width, block, depths = 2048, Bottleneck, (3, 4, 6, 3)
+
+
+class VGG(Backbone):
+    """Stacks of 3×3 convolutions with batch norm between max-pools (Simonyan & Zisserman 2015, arXiv 1409.1556,
+    table 1; the fully connected layers left out); the subclasses say how many in each of the five stacks."""
+
+    width = 512
+    stem = "features.0.weight"
+    depths: ClassVar[tuple[int, int, int, int, int]]
+
+    def __init__(self, in_channels: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels_in = in_channels
+        for channels, depth in zip((64, 128, 256, 512, 512), self.depths, strict=True):
+            for _ in range(depth):
+                layers += [nn.Conv2d(channels_in, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]
+                channels_in = channels
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def stages(self) -> list[nn.Module]:
+        """The five stacks."""
+        stacks: list[nn.Module] = []
+        start = 0
+        for number, layer in enumerate(self.features):
+            if isinstance(layer, nn.MaxPool2d):
+                stacks.append(self.features[start:number])
+                start = number + 1
+        return stacks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] → features [B, 512], averaged over the picture."""
+        x = self.features(x)
+        return x.mean((2, 3))
+
+
+class VGG11(VGG):
+    """9,225,984 parameters with 3 input channels."""
+
+    depths = (1, 1, 2, 2, 2)
+
+
+class VGG16(VGG):
+    """14,723,136 parameters with 3 input channels."""
+
+    depths = (2, 2, 3, 3, 3)
+
+
+BACKBONES: dict[str, type[ResNet] | type[VGG]] = {
+    "resnet18": ResNet18,
+    "resnet34": ResNet34,
+    "resnet50": ResNet50,
+    "vgg11": VGG11,
+    "vgg16": VGG16,
+}
+
+
+def get_backbone(name: str, in_channels: int = 3) -> ResNet | VGG:
+    """A backbone with fresh weights. Raises `ValueError` for a name that is not in BACKBONES."""
+    if name not in BACKBONES:
+        raise ValueError(f"no backbone is called {name!r}; there are {', '.join(BACKBONES)}")
+    return BACKBONES[name](in_channels)

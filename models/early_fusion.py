@@ -5,13 +5,15 @@ The clip is one picture with T·C channels, so the first layer sees motion as di
 everything after it is an ordinary ResNet-18. Cheap: one picture's cost for a whole clip.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.backbones import ResNet18, mlp
+from models.frames import FrameFamily, check_length, fit_channels, mlp
 
 
-class EarlyFusion(nn.Module):
+class EarlyFusion(FrameFamily):
     """ResNet-18 over T·C channels, then an MLP 512-512-128-K: 11,646,210 parameters for T = 16, C = 3, K = 2."""
+
+    source = "Karpathy et al. 2014, CVPR"
 
     def __init__(
         self,
@@ -21,18 +23,23 @@ class EarlyFusion(nn.Module):
         size: tuple[int, int],
         in_channels: int = 3,
         dropout: float = 0.0,
+        backbone: str = "resnet18",
     ) -> None:
-        super().__init__()
-        if min(size) <= 32:  # the trunk divides by 32, and batch norm needs more than one pixel of a clip
-            raise ValueError(f"early_fusion needs frames of more than 32 pixels, got {size[0]}×{size[1]}")
+        super().__init__(num_frames * in_channels, size, backbone)
         self.num_frames = num_frames
-        self.trunk = ResNet18(num_frames * in_channels)
-        self.head = mlp(ResNet18.features, 512, 128, num_classes, dropout=dropout)
+        self.head = mlp(self.trunk.width, 512, 128, num_classes, dropout=dropout)
 
     def forward(self, clips: Tensor) -> Tensor:
         """[B, T, C, H, W] → logits [B, K]."""
-        if clips.shape[1] != self.num_frames:
-            raise ValueError(f"early_fusion was made for {self.num_frames} frames, got {clips.shape[1]}")
+        check_length(clips, self.num_frames, "early_fusion")
         x = clips.flatten(1, 2)  # [B, T·C, H, W]
         logits: Tensor = self.head(self.trunk(x))
         return logits
+
+    def mend(self, name: str, foreign: Tensor) -> Tensor | None:
+        """The first convolution of a picture network, inflated: a clip that stands still is answered as its frame
+        was. That of another length of clip cannot be mended."""
+        if name != f"trunk.{self.trunk.stem}" or foreign.shape[1] != 3:
+            return None
+        frame = fit_channels(foreign, self.channels // self.num_frames)
+        return frame.repeat(1, self.num_frames, 1, 1) / self.num_frames

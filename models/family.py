@@ -1,12 +1,15 @@
 """What every model family is: a module from clips to logits that also says how it wants to be trained."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 
 class Family(nn.Module):
     """Base of all families. `forward` maps float clips [B, T, C, H, W] to logits [B, K]."""
+
+    source: ClassVar[str] = ""  # the paper: authors, year, arXiv number
 
     def stages(self) -> Sequence[nn.Module | nn.Parameter]:
         """The model from input to output, each parameter in exactly one stage.
@@ -18,6 +21,10 @@ class Family(nn.Module):
     def undecayed(self) -> set[nn.Parameter]:
         """Parameters that weight decay leaves alone: biases and norm layers, and what a family adds to them."""
         return {parameter for parameter in self.parameters() if parameter.ndim <= 1}
+
+    def mend(self, name: str, foreign: Tensor) -> Tensor | None:  # noqa: ARG002 - for families to use
+        """The foreign tensor in the shape of parameter `name`, or None where that cannot be."""
+        return None
 
     def forward(self, clips: Tensor) -> Tensor:
         """[B, T, C, H, W] → logits [B, K]. Raises `ValueError` for clips it was not made for."""

@@ -46,10 +46,10 @@ def test_pipeline_imports_neither_torch_nor_the_other_rooms() -> None:
         assert not roots & {"torch", "models", "train", "webdataset"}, path
 
 
-def test_models_import_torch_and_themselves() -> None:
+def test_models_import_torch_safetensors_and_themselves() -> None:
     for path in files_of("models"):
         roots = {name.partition(".")[0] for name in imports_of(path)}
-        assert roots <= {"torch", "models", *sys.stdlib_module_names}, path
+        assert roots <= {"torch", "safetensors", "models", *sys.stdlib_module_names}, path
 
 
 def test_train_reaches_pipeline_through_its_doors_alone() -> None:

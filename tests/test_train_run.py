@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import assert_one_clear_line
 
+from models import MODELS
 from train import checkpoint
 from train.cli import main
 from train.loop import RunSettings, Trainer
@@ -106,14 +107,14 @@ def test_resuming_on_a_changed_set_is_refused(set_copy: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--model", "magic"], "--model magic: no such family; there are early_fusion"),
+        (["run", "--model", "magic"], "--model magic: no such family; there are single_frame"),
         (["run", "--model", "early_fusion", "--device", "meta"], "--device meta"),
         (["run", "--model", "early_fusion", "--resume"], "--resume: say which run with --out"),
         (["run", "--model", "early_fusion", "--shards", "nowhere"], "nowhere: no shard set here"),
         (["run", "--model", "early_fusion", "--precision", "int3"], "--precision int3"),
         (["run", "--model", "early_fusion", "--device", "abacus"], "--device abacus"),
         (["eval", "nowhere"], "nowhere: no run here"),
-        (["models", "--size", "9"], "early_fusion needs frames of more than 32 pixels"),
+        (["models", "--size", "9"], "resnet18 needs frames of more than 32 pixels"),
     ],
 )
 def test_mistakes_get_one_clear_line(
@@ -142,8 +143,12 @@ def test_eval_refuses_a_set_that_the_run_does_not_fit(run_folder: Path, set_copy
 
 def test_models_lists_every_family_with_its_parameters() -> None:
     rows = json.loads(train("models", "--json").stdout)["models"]
-    assert {row["model"]: row["parameters"] for row in rows} == {"early_fusion": 11_646_210}
-    assert rows[0]["input"] == [16, 3, 112, 112]
+    sizes = {row["model"]: row["parameters"] for row in rows}
+    assert list(sizes) == list(MODELS) and sizes["early_fusion"] == 11_646_210
+    early = rows[list(sizes).index("early_fusion")]
+    assert early["input"] == [16, 3, 112, 112] and early["source"].startswith("Karpathy")
+    assert 1.8 < early["gflops"] < 1.9  # ResNet-18 at 224 px takes 2 × 1.81; a quarter of the pixels, a wider stem
+    assert early["weights"] == ["torchvision ResNet", "torchvision VGG with batch norm", "reelcache"]
     assert "11,646,210" in train("models").stdout
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from models import count_parameters
+from models.family import Family
 from pipeline.errors import UserError
 from pipeline.shards.index import ShardSet, SplitIndex
 from train.augment import Augment, augment, draw_augmentation
@@ -80,10 +81,10 @@ def bench(name: str, shard_set: ShardSet, recipe: TrainRecipe, compute: Compute,
     }
 
 
-def training_step(model: nn.Module, recipe: TrainRecipe, compute: Compute) -> Step:
+def training_step(model: Family, recipe: TrainRecipe, compute: Compute) -> Step:
     """A step as training does it: augmentation, forward, backward, AdamW."""
     model.train()
-    optimizer = make_optimizer(model, recipe.lr, recipe.weight_decay)
+    optimizer = make_optimizer(model, recipe.lr, recipe.weight_decay, recipe.layer_decay)
     settings = Augment(flip=0.5 * recipe.flip, crop=recipe.crop, brightness=recipe.jitter, contrast=recipe.jitter)
     numbers = count()
 

@@ -36,6 +36,9 @@ RECIPE_FLAGS: list[Callable[[Any], Any]] = [
     click.option("--warmup", type=click.FloatRange(0), help="Epochs of linear warm-up."),
     click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="Of the cross-entropy."),
     click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help="Gradients are cut to this norm."),
+    click.option(
+        "--layer-decay", type=click.FloatRange(0, 1, min_open=True), help="Rate of a stage over the next one's."
+    ),
     click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Before the last layer."),
     click.option(
         "--crop", type=click.FloatRange(0, 1, min_open=True), help="Smallest share of the area kept; 1: all."
@@ -63,6 +66,17 @@ def recipe_options(command: Any) -> Any:
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="Start from a checkpoint's file, or from another run."
+)
+@click.option(
+    "--option",
+    "options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=lambda _ctx, _param, given: _parse_options(given),
+    help="One of the family's own, such as fusion=concat; may be repeated.",
+)
 @recipe_options
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
@@ -77,6 +91,8 @@ def run(
     seed: int,
     device: str,
     precision: str,
+    weights: Path | None,
+    options: dict[str, Any],
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -103,7 +119,9 @@ def run(
 
     from train.loop import RunSettings, Trainer, describe_set
 
-    settings = RunSettings(model, str(shards), recipe, seed, device, precision)
+    settings = RunSettings(
+        model, str(shards), recipe, seed, device, precision, str(weights.resolve()) if weights else None, options
+    )
     if resume:
         asked = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
         settings = _saved_settings(out, settings, asked)
@@ -199,33 +217,47 @@ def bench(
 @click.option("--classes", type=click.IntRange(2), default=2, show_default=True)
 @json_option
 def models(frames: int, size: str, classes: int, as_json: bool) -> None:
-    """List the model families, with parameters and input.
+    """List the model families: parameters, cost of a clip, input, weights they take, and paper.
 
     \b
     Example:  train models --json
     """
-    import torch
-
-    from models import MODELS, count_parameters
     from pipeline.recipe import parse_size
-    from train.compute import make_model
+    from train.catalog import list_models
 
-    width, height = parse_size(size)
-    rows: list[dict[str, Any]] = []
-    for name in MODELS:
-        with torch.device("meta"):
-            model = make_model(name, num_classes=classes, num_frames=frames, size=(width, height))
-        about = (type(model).__doc__ or "").split(":")[0]
-        rows.append({"model": name, "parameters": count_parameters(model), "input": [frames, 3, height, width],
-                     "about": about})  # fmt: skip
+    rows = list_models(frames, parse_size(size), classes)
     if as_json:
-        print_json({"models": rows})
+        print_json({"models": rows, "flops_per_multiply_add": 2})
         return
     print_table(
-        f"{classes} classes",
-        [(r["model"], f"{r['parameters']:,}", "×".join(map(str, r["input"])), r["about"]) for r in rows],
-        ("model", "parameters", "T×C×H×W", "what it is"),
-    )
+        f"{classes} classes; a multiply-add counts as two FLOPs",
+        [
+            (r["model"], f"{r['parameters']:,}", f"{r['gflops']:,}", "×".join(map(str, r["input"])),
+             ", ".join(r["weights"]), r["source"])
+            for r in rows
+        ],
+        ("model", "parameters", "GFLOPs", "T×C×H×W", "weights", "source"),
+    )  # fmt: skip
+
+
+def _parse_options(given: tuple[str, ...]) -> dict[str, Any]:
+    """`depth=3 bidirectional=true fusion=concat` → values as JSON has them, else words. Raises `UserError`."""
+    import json
+
+    from pipeline.errors import UserError
+
+    options: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--option {text}: must be NAME=VALUE, such as fusion=concat")
+        if name in ("in_channels", "dropout"):  # told by the frames and by --dropout
+            raise UserError(f"--option {text}: is not the family's own to choose")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
 
 
 def _claim(out: Path, *, resume: bool, overwrite: bool) -> None:

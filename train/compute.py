@@ -2,12 +2,15 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models import build_model
+from models.family import Family
+from models.weights import Loaded, load_weights
 from pipeline.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -20,11 +23,14 @@ class Compute:
     device: torch.device
     bf16: bool
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """The model on the device, its convolutions with channels last: up to twice as fast with bf16."""
+    def prepare(self, model: Family) -> Family:
+        """The model on the device, its convolutions with channels last: with bf16 several times as fast."""
         model = model.to(self.device)
-        prepared: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return prepared
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                layout = torch.channels_last if isinstance(module, nn.Conv2d) else torch.channels_last_3d
+                module.weight.data = module.weight.data.contiguous(memory_format=layout)
+        return model
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context that forward passes run in."""
@@ -59,9 +65,17 @@ def _fast_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def make_model(name: str, **options: Any) -> nn.Module:
+def make_model(name: str, **options: Any) -> Family:
     """`models.build_model`, with its refusals as `UserError`."""
     try:
         return build_model(name, **options)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def fill_model(path: Path, model: Family, name: str) -> Loaded:
+    """`models.weights.load_weights`, with its refusals as `UserError`."""
+    try:
+        return load_weights(path, model, name)
+    except ValueError as error:
+        raise UserError(f"--weights {error}") from error

@@ -67,7 +67,13 @@ def evaluate_run(
     shard_set = read_set(Path(shards or settings["shards"]))
     index = index_for(shard_set, about, split)
     size = shard_set.recipe.width, shard_set.recipe.height
-    model = make_model(about["model"], num_classes=len(about["labels"]), num_frames=settings["frames"], size=size)
+    model = make_model(
+        about["model"],
+        num_classes=len(about["labels"]),
+        num_frames=settings["frames"],
+        size=size,
+        **settings.get("options", {}),
+    )
     load_weights(run / f"{weights}.safetensors", model)
     model = compute.prepare(model)
     mean, std = tuple(about["mean"]), tuple(about["std"])

@@ -9,7 +9,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from models import count_parameters
+from models.family import Family
 from pipeline.errors import UserError, WorkFailed
 from pipeline.report import Stage, Step
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
@@ -27,11 +28,11 @@ from pipeline.summary import summarize
 from train import checkpoint
 from train.augment import Augment, augment, draw_augmentation
 from train.clips import training_clips
-from train.compute import choose_compute, make_model
+from train.compute import choose_compute, fill_model, make_model
 from train.evaluate import predict_split
 from train.inputs import IMAGENET_MEAN, IMAGENET_STD
 from train.metrics import score
-from train.optim import learning_rate, make_optimizer
+from train.optim import learning_rate, make_optimizer, set_rate
 from train.recipes import TrainRecipe
 from train.stream import ClipStream
 
@@ -49,6 +50,8 @@ class RunSettings:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    weights: str | None = None  # what the model starts from, where not from nothing
+    options: dict[str, Any] = field(default_factory=dict)  # the family's own
 
     def as_dict(self) -> dict[str, Any]:
         """Flat, as `run.json` has it."""
@@ -64,7 +67,7 @@ class RunSettings:
         if missing:
             raise UserError(f"run.json: its settings lack {missing[0]}; the run was made by another release")
         recipe = {name: values[name] for name in TrainRecipe.__dataclass_fields__}
-        rest = {name: values[name] for name in ("model", "shards", "seed", "device", "precision")}
+        rest = {name: values[name] for name in cls.__dataclass_fields__ if name != "recipe"}
         return cls(**rest, recipe=TrainRecipe(**recipe))
 
 
@@ -95,11 +98,15 @@ class Trainer:
         self.compute = choose_compute(settings.device, settings.precision)
         torch.manual_seed(settings.seed)
         self.model = self.compute.prepare(self._build())
-        self.optimizer = make_optimizer(self.model, self.recipe.lr, self.recipe.weight_decay)
+        self.optimizer = make_optimizer(
+            self.model, self.recipe.lr, self.recipe.weight_decay, self.recipe.layer_decay
+        )
+        self.mean: tuple[float, ...] = IMAGENET_MEAN
+        self.std: tuple[float, ...] = IMAGENET_STD
         self.steps_per_epoch = -(-len(self.train_index) // self.recipe.batch_size)
         self.progress = Progress()
 
-    def _build(self) -> nn.Module:
+    def _build(self) -> Family:
         shards = self.shard_set
         return make_model(
             self.settings.model,
@@ -107,20 +114,38 @@ class Trainer:
             num_frames=self.recipe.frames,
             size=(shards.recipe.width, shards.recipe.height),
             dropout=self.recipe.dropout,
+            **self.settings.options,
         )
 
     def start(self) -> None:
-        """Make the run folder anew and describe the run in it."""
+        """Load the first weights, make the run folder anew and describe the run in it. Raises `UserError`."""
+        started_from = self._load_weights()
         if (self.out / checkpoint.RUN).exists():
             shutil.rmtree(self.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(self.out / checkpoint.RUN, self._description())
+        checkpoint.write_json(self.out / checkpoint.RUN, {**self._description(), "started_from": started_from})
+        if started_from:  # so that going on never needs that file again
+            self._save_checkpoint()
+
+    def _load_weights(self) -> dict[str, Any] | None:
+        """Fill the model from `settings.weights` and take over their normalisation; what did not match is said."""
+        if self.settings.weights is None:
+            return None
+        loaded = fill_model(Path(self.settings.weights), self.model, self.settings.model)
+        self.mean, self.std = loaded.mean, loaded.std
+        self.say(f"{self.settings.weights}: {loaded.format}, {len(loaded.matched)} tensors loaded")
+        for what, names in (("left as they were made", loaded.missing), ("not used", loaded.unexpected)):
+            if names:
+                self.say(f"  {what}: {', '.join(names)}")
+        lists = {"missing": list(loaded.missing), "unexpected": list(loaded.unexpected)}
+        return {"file": self.settings.weights, "format": loaded.format, "matched": len(loaded.matched), **lists}
 
     def resume(self) -> None:
         """Go back to the last checkpoint. Raises `UserError` where the run cannot go on from there."""
         about = checkpoint.read_run(self.out)
         if about["shards_digest"] != summarize(self.shard_set)["digest"]:
             raise UserError(f"{self.out}: the shard set {self.settings.shards} has changed since; start a new run")
+        self.mean, self.std = tuple(about["mean"]), tuple(about["std"])
         if (self.out / checkpoint.CHECKPOINT).exists():
             state = checkpoint.load_checkpoint(self.out / checkpoint.CHECKPOINT, self.model, self.optimizer)
             self.progress = Progress(**state)
@@ -155,7 +180,7 @@ class Trainer:
             "loss": loss,
             "train_accuracy": right,
             **self._validate(),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "seconds": round(seconds, 3),
             "clips_per_second": round(len(stream.index) / seconds, 1),
             "data_wait": round(waited / seconds, 5),
@@ -164,8 +189,12 @@ class Trainer:
         self._keep_best(line)
         with (self.out / checkpoint.LOG).open("a") as log:
             log.write(json.dumps(line) + "\n")
-        checkpoint.save_checkpoint(self.out / checkpoint.CHECKPOINT, self.model, self.optimizer, asdict(at))
+        self._save_checkpoint()
         self.say("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
+
+    def _save_checkpoint(self) -> None:
+        path = self.out / checkpoint.CHECKPOINT
+        checkpoint.save_checkpoint(path, self.model, self.optimizer, asdict(self.progress))
 
     def _train_epoch(self, stream: ClipStream, step: Step) -> tuple[float, float]:
         """Mean loss and accuracy over the epoch's clips."""
@@ -191,14 +220,13 @@ class Trainer:
             round(recipe.warmup * self.steps_per_epoch),
             recipe.lr,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        rng = np.random.default_rng([self.settings.seed, number])
+        set_rate(self.optimizer, rate)
         settings = Augment(
             flip=0.5 * recipe.flip, crop=recipe.crop, brightness=recipe.jitter, contrast=recipe.jitter
         )
+        rng = np.random.default_rng([self.settings.seed, number])
         draws = draw_augmentation(settings, len(frames), (frames.shape[2], frames.shape[3]), rng)
-        clips = augment(frames, draws, IMAGENET_MEAN, IMAGENET_STD)
+        clips = augment(frames, draws, self.mean, self.std)
         logits = self.compute.logits(self.model, clips)
         loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         if not torch.isfinite(loss):
@@ -220,9 +248,7 @@ class Trainer:
 
     def _score(self, index: SplitIndex, clips: int) -> dict[str, Any]:
         with self._stream(index) as stream:
-            found = predict_split(
-                self.model, stream, self.compute, clips=clips, mean=IMAGENET_MEAN, std=IMAGENET_STD
-            )
+            found = predict_split(self.model, stream, self.compute, clips=clips, mean=self.mean, std=self.std)
         return score(found.probabilities, found.labels, self.shard_set.labels)
 
     def _keep_best(self, line: dict[str, Any]) -> None:
@@ -267,8 +293,8 @@ class Trainer:
             "model": self.settings.model,
             "settings": {**self.settings.as_dict(), "shards": str(Path(self.settings.shards).resolve())},
             "labels": list(self.shard_set.labels),
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
+            "mean": list(self.mean),
+            "std": list(self.std),
             "frames_recipe": self.shard_set.recipe.as_dict(),
             "fingerprint": summary["fingerprint"],
             "shards_digest": summary["digest"],

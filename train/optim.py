@@ -5,13 +5,42 @@ import math
 import torch
 from torch import nn
 
+from models.family import Family
 
-def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101). Vectors (biases, norm layers) do not decay."""
-    decaying = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    still = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": still, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr)
+
+def make_optimizer(model: Family, lr: float, weight_decay: float, layer_decay: float = 1.0) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) in groups that the model's stages and `undecayed` make.
+
+    Each group's `lr_scale` is layer_decay^(stages after its own) (Clark et al. 2020, arXiv 2003.10555), which
+    `set_rate` applies. Stages of the same scale share a group.
+    """
+    stages = list(model.stages())
+    undecayed = model.undecayed()
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for number, stage in enumerate(stages):
+        scale = layer_decay ** (len(stages) - 1 - number)
+        parameters = [stage] if isinstance(stage, nn.Parameter) else list(stage.parameters())
+        for parameter in parameters:
+            if parameter.requires_grad:
+                decay = 0.0 if parameter in undecayed else weight_decay
+                groups.setdefault((scale, decay), []).append(parameter)
+    _check_stages(model, [p for parameters in groups.values() for p in parameters])
+    rows = [
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (scale, decay), parameters in groups.items()
+    ]
+    return torch.optim.AdamW(rows, lr=lr)
+
+
+def _check_stages(model: Family, found: list[nn.Parameter]) -> None:
+    if len(found) != len(set(found)) or set(found) != {p for p in model.parameters() if p.requires_grad}:
+        raise ValueError(f"{type(model).__name__}.stages() must name each parameter exactly once")
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of this step, times each group's own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
 
 
 def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:

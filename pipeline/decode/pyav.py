@@ -19,7 +19,6 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.filter import Graph
-from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from pipeline.decode import DecodeError, Frame
@@ -283,18 +282,30 @@ def _timed(frames: Iterable[av.VideoFrame], period: int) -> Iterator[tuple[int, 
         yield pts, frame.duration or None, frame
 
 
-def _progressive(stream: VideoStream) -> Graph:
-    """Says of an interlaced frame that it is none. swscale would scale its two fields apart, and a small
-    picture would show both moments in turns, line by line; scaled as one, the moments are blended."""
+def _scaler(frame: av.VideoFrame, stream: VideoStream, width: int, height: int) -> Graph:
+    """Pictures like this one to RGB of `width` × `height`.
+
+    A filter graph, not `VideoReformatter`: it alone tells swscale where between the pixels the colours were
+    measured. And it calls an interlaced frame progressive: swscale would scale its two fields apart, and a small
+    picture would show both moments in turns, line by line; scaled as one, the moments are blended.
+    """
     graph = Graph()
-    graph.link_nodes(graph.add_buffer(template=stream), graph.add("setfield", "prog"), graph.add("buffersink"))
+    graph.threads = 1
+    about = {
+        "video_size": f"{frame.width}x{frame.height}", "pix_fmt": frame.format.name, "pixel_aspect": "1/1",
+        "time_base": str(_time_base(stream)), "colorspace": str(int(frame.colorspace)),
+        "range": str(int(frame.color_range)),
+    }  # fmt: skip
+    flags = "area" if width <= frame.width and height <= frame.height else "bicubic"
+    graph.link_nodes(
+        graph.add("buffer", **about),
+        graph.add("setfield", "prog"),
+        graph.add("scale", f"{width}:{height}:flags={flags}"),
+        graph.add("format", "rgb24"),
+        graph.add("buffersink"),
+    )
     graph.configure()
     return graph
-
-
-def _through(graph: Graph, frame: av.VideoFrame) -> av.VideoFrame:
-    graph.vpush(frame)
-    return graph.vpull()
 
 
 def _time_base(stream: VideoStream) -> Fraction:
@@ -308,8 +319,7 @@ def _period(stream: VideoStream) -> int:
 
 
 def _converter(stream: VideoStream, recipe: Recipe) -> Callable[[av.VideoFrame, int], Frame]:
-    """A function from a decoded frame to a stored one: one swscale context for the whole video."""
-    reformatter = VideoReformatter()
+    """A function from a decoded frame to a stored one: one swscale context as long as pictures stay alike."""
     time_base = _time_base(stream)
 
     @lru_cache(maxsize=8)  # a stream may change its size on the way
@@ -319,26 +329,16 @@ def _converter(stream: VideoStream, recipe: Recipe) -> Callable[[av.VideoFrame, 
         turn = orientation(np.frombuffer(matrix, "<i4").tolist()) if matrix else Orientation()
         return place(width, height, aspect, turn, recipe)
 
-    graph: Graph | None = None
+    graphs: dict[tuple[object, ...], Graph] = {}
 
     def convert(frame: av.VideoFrame, pts: int) -> Frame:
-        nonlocal graph
-        if frame.interlaced_frame:
-            graph = graph or _progressive(stream)
-            frame = _through(graph, frame)
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         placement = placed(frame.width, frame.height, bytes(matrix) if matrix else None)
-        width, height = placement.scaled
-        shrinks = width <= frame.width and height <= frame.height
-        small = reformatter.reformat(
-            frame,
-            width,
-            height,
-            "rgb24",
-            interpolation=Interpolation.AREA if shrinks else Interpolation.BICUBIC,
-            dst_color_range=ColorRange.JPEG,
-            threads=1,
-        )
-        return Frame(pts, time_base, finish(small.to_ndarray(), placement))
+        kind = frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, placement
+        if kind not in graphs:
+            graphs.clear()
+            graphs[kind] = _scaler(frame, stream, *placement.scaled)
+        graphs[kind].vpush(frame)
+        return Frame(pts, time_base, finish(graphs[kind].vpull().to_ndarray(), placement))
 
     return convert

@@ -1,0 +1,1 @@
+"""Ratios against peers; each file is a script."""

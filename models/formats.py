@@ -1,0 +1,22 @@
+"""What a foreign checkpoint format is: how to know it, how to rename it, and the pixels it was trained on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Format:
+    """A checkpoint format of other people.
+
+    `recognises` judges by the key names alone; `convert` renames the tensors to our names. `families` are the
+    names in MODELS that take it. `mean` and `std`: the normalisation of RGB in [0, 1] that the weights expect.
+    """
+
+    name: str
+    recognises: Callable[[set[str]], bool]
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    families: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]

@@ -1,0 +1,152 @@
+"""Weights from a file into a model: other people's checkpoints and our own runs.
+
+What did not match is reported by name. Nothing is unpickled but tensors.
+"""
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.cnn_weights import CNN_FORMATS, IMAGENET_MEAN, IMAGENET_STD
+from models.family import Family
+from models.formats import Format
+from models.vit_weights import VIT_FORMATS
+
+FORMATS: tuple[Format, ...] = (*CNN_FORMATS, *VIT_FORMATS)
+OURS = "reelcache"
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # {"model": {…}, "epoch": 3}
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # DataParallel, torch.compile, Lightning, OpenMMLab
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What became of a file. `matched` and `missing` are our names (these kept their fresh weights), `unexpected`
+    are the file's, after conversion, that found no place; `mean`, `std`: the normalisation the weights expect."""
+
+    format: str
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mean: Triple
+    std: Triple
+
+
+def load_weights(path: Path, model: Family, family: str) -> Loaded:
+    """Fill `model`, of the family of that name, from a file or from one of our run folders.
+
+    Tensors of another shape are mended by the family where it can; a head for other classes stays out.
+    Raises `ValueError` where the file cannot be read, is of no known format or of one that the family does not
+    take, where nothing matches or a shape cannot be mended; then the model is as it was.
+    """
+    if path.is_dir():
+        path = path / "best.safetensors"
+    state = read_state(path)
+    try:
+        ours = _run_format(path)
+        found, bare = (ours, state) if ours else choose_format(state, family, model)
+        fitting, unexpected = _fit(found.convert(bare), model)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    model.load_state_dict(fitting, strict=False)
+    missing = tuple(name for name in model.state_dict() if name not in fitting)
+    return Loaded(found.name, tuple(fitting), missing, tuple(unexpected), found.mean, found.std)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, on the CPU. Raises `ValueError` where it holds none."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: weights are files that end in {', '.join(SUFFIXES)}, or a run's folder")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{path}: cannot be read as weights: {reason or type(error).__name__}") from error
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    tensors = content.items() if isinstance(content, Mapping) else ()
+    state = {str(name): value for name, value in tensors if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(f"{path}: holds no tensors by name")
+    return state
+
+
+def accepted_formats(family: str) -> list[str]:
+    """Names of the formats that a family can start from, besides our own runs."""
+    return [form.name for form in FORMATS if family in form.families]
+
+
+def choose_format(state: dict[str, Tensor], family: str, model: Family) -> tuple[Format, dict[str, Tensor]]:
+    """The format that knows these names, and the tensors without the prefix that hid them from it; ours where they
+    are simply the model's names. Raises `ValueError` where no format is found or the family does not take it.
+    """
+    bare = state
+    while not (known := [form for form in FORMATS if form.recognises(set(bare))]):
+        prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in bare)), None)
+        if prefix is None:
+            break
+        bare = {name.removeprefix(prefix): tensor for name, tensor in bare.items()}
+    for form in known:
+        if family in form.families:
+            return form, bare
+    if known:
+        takers = ", ".join(known[0].families)
+        raise ValueError(f"{known[0].name} weights are not for {family}; they fit {takers}")
+    if any(name in state for name in model.state_dict()):
+        return _ours(IMAGENET_MEAN, IMAGENET_STD), state
+    raise ValueError(f"nothing in it is known to {family}; it holds {', '.join(state)}")
+
+
+def _run_format(path: Path) -> Format | None:
+    """Ours, with the normalisation of the run that the file lies in; None where it lies in no run."""
+    about = path.parent / "run.json"
+    if not about.exists():
+        return None
+    try:
+        values = json.loads(about.read_text())
+        return _ours(tuple(values["mean"]), tuple(values["std"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{about} beside it cannot be read: {error!r}") from error
+
+
+def _ours(mean: Triple, std: Triple) -> Format:
+    return Format(OURS, lambda _: True, dict, (), mean, std)
+
+
+def _fit(state: dict[str, Tensor], model: Family) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors in our shapes, and the names that found no place. Raises `ValueError`."""
+    ours = model.state_dict()
+    fitting: dict[str, Tensor] = {}
+    unexpected: list[str] = []
+    broken: list[str] = []
+    for name, tensor in state.items():
+        if name not in ours:
+            unexpected.append(name)
+            continue
+        fitted = tensor if tensor.shape == ours[name].shape else model.mend(name, tensor)
+        if fitted is not None and fitted.shape == ours[name].shape:
+            fitting[name] = fitted
+        elif name.startswith("head."):
+            unexpected.append(name)
+        else:
+            broken.append(f"{name} {list(tensor.shape)} for {list(ours[name].shape)}")
+    if broken:
+        raise ValueError(f"{len(broken)} tensors are of another shape: {', '.join(broken)}")
+    if not fitting:
+        raise ValueError(f"nothing matched; it holds {', '.join(state)}")
+    return fitting, unexpected

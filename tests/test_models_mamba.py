@@ -1,0 +1,104 @@
+"""The selective scan against its definition, and the Mamba block around it."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models import scan
+from models.mamba import Mamba
+
+FORMS = {"blocked": scan.blocked_scan, "doubling": scan.doubling_scan}
+
+
+def by_definition(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Step by step, in double precision."""
+    u, delta, a, b, c = (tensor.double() for tensor in (u, delta, a, b, c))
+    h = u.new_zeros(len(u), *a.shape)
+    outputs = []
+    for t in range(u.shape[1]):
+        h = (delta[:, t, :, None] * a).exp() * h + (delta[:, t] * u[:, t])[..., None] * b[:, t, None]
+        outputs.append((h * c[:, t, None]).sum(-1))
+    return torch.stack(outputs, 1).float()
+
+
+def inputs(length: int, step: float = 0.0) -> list[Tensor]:
+    """u, Δ, A, B, C for 2 samples, 6 channels, 4 states; `step` moves Δ."""
+    draw = torch.Generator().manual_seed(length)
+    u, raw = (torch.randn(2, length, 6, generator=draw) for _ in range(2))
+    b, c = (torch.randn(2, length, 4, generator=draw) for _ in range(2))
+    a = -torch.arange(1.0, 5).repeat(6, 1)
+    return [tensor.requires_grad_() for tensor in (u, functional.softplus(raw + step).detach(), a, b, c)]
+
+
+def relative_errors(form: str, given: list[Tensor]) -> list[float]:
+    """Of the output and of the five gradients."""
+    results = []
+    for function in (by_definition, FORMS[form]):
+        y = function(*given)
+        weights = torch.linspace(-1, 1, y.numel()).view_as(y)
+        results.append([y, *torch.autograd.grad((y * weights).sum(), given, materialize_grads=True)])
+    return [((x - exact).norm() / exact.norm().clamp(min=1e-9)).item() for exact, x in zip(*results, strict=True)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 64, 100])
+def test_every_form_of_the_scan_is_the_scan_and_so_are_its_gradients(form: str, length: int) -> None:
+    assert max(relative_errors(form, inputs(length))) < 1e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("step", [-12.0, 60.0])
+def test_tiny_and_huge_steps_are_no_danger(form: str, step: float) -> None:
+    given = inputs(40, step)
+    y = FORMS[form](*given)
+    y.sum().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(y, by_definition(*given), rtol=1e-4, atol=1e-6)
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in given)
+
+
+def test_under_autocast_the_scan_stays_in_full_precision() -> None:
+    given = inputs(16)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = scan.selective_scan(*given)
+    assert y.dtype == torch.float32 and torch.equal(y, scan.selective_scan(*given))
+
+
+def test_the_kernel_of_mamba_ssm_is_called_with_time_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    def selective_scan_fn(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        u, delta, b, c = (tensor.transpose(1, 2) for tensor in (u, delta, b, c))
+        return by_definition(u, delta, a, b, c).transpose(1, 2)
+
+    name = "mamba_ssm.ops.selective_scan_interface"
+    module = ModuleType(name)
+    monkeypatch.setattr(module, "selective_scan_fn", selective_scan_fn, raising=False)
+    monkeypatch.setitem(sys.modules, name, module)
+    for parent in ("mamba_ssm", "mamba_ssm.ops"):
+        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+    given = inputs(16)
+    torch.testing.assert_close(scan._kernel_scan(*given), by_definition(*given))
+
+
+def test_a_block_is_causal() -> None:
+    torch.manual_seed(0)
+    block = Mamba(32)
+    x = torch.randn(2, 12, 32)
+    later = x.clone()
+    later[:, 7:] = torch.randn(2, 5, 32)
+    torch.testing.assert_close(block(x)[:, :7], block(later)[:, :7])
+    assert not torch.allclose(block(x)[:, 7:], block(later)[:, 7:])
+
+
+def test_a_block_has_mamba_ssms_names_and_starting_values() -> None:
+    block = Mamba(512)
+    assert {name.partition(".")[0] for name in block.state_dict()} == {
+        "in_proj", "conv1d", "x_proj", "dt_proj", "A_log", "D", "out_proj",
+    }  # fmt: skip
+    assert sum(p.numel() for p in block.parameters()) == 1_694_720
+    steps = functional.softplus(block.dt_proj.bias)
+    assert 0.999e-3 < steps.min() < 2e-3 and 0.05 < steps.max() < 0.1001
+    torch.testing.assert_close(block.A_log[5].exp(), torch.arange(1.0, 17))
+    assert block.undecayed() == {block.A_log, block.D}

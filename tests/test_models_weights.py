@@ -1,0 +1,197 @@
+"""`--weights`: other people's checkpoints give their numbers, and whatever does not match is named."""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import shared_folder
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from models import build_model
+from models.family import Family
+from models.frames import fit_channels
+from models.weights import load_weights
+
+State = dict[str, Tensor]
+
+
+def made_up(name: str, shape: list[int]) -> Tensor:
+    """The value that anyone can make again: see the README beside the reference outputs."""
+    random = np.random.RandomState(zlib.crc32(name.encode()))
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros(shape)
+    if name.endswith("running_var"):
+        return torch.tensor(0.5 + random.random_sample(shape)).float()
+    if name.endswith("A_log"):
+        return torch.tensor(np.log(1 + 15 * random.random_sample(shape))).float()
+    if name.startswith("classifier") and len(shape) == 2:  # VGG's: a hundred million numbers that nobody uses
+        return torch.zeros(1)
+    values = torch.tensor(random.standard_normal(shape)).float()
+    if len(shape) >= 2:
+        return values * float(np.sqrt(2 / np.prod(shape[1:])))
+    return 1 + 0.1 * values if name.endswith("weight") or name == "D" else 0.1 * values
+
+
+def fresh(name: str, **options: Any) -> Family:
+    torch.manual_seed(0)
+    return build_model(name, **{"num_classes": 2, "num_frames": 8, "size": (64, 64), **options}).eval()
+
+
+def resnet18() -> State:
+    """A torchvision ResNet-18 by its names, without torchvision."""
+    trunk = fresh("single_frame").get_submodule("trunk")
+    state = {name: made_up(name, list(tensor.shape)) for name, tensor in trunk.state_dict().items()}
+    return {**state, "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+
+
+def saved(state: Any, path: Path) -> Path:
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file", "family", "options", "part", "suffix"),
+    [
+        ("resnet18", "single_frame", {}, "trunk", ".pth"),
+        ("vgg11_bn", "late_fusion", {"backbone": "vgg11"}, "trunk", ".safetensors"),
+        ("s3d_112", "s3d", {}, "trunk", ".bin"),
+        ("s3d_224", "s3d", {}, "trunk", ".pt"),
+        ("mamba_block", "cnn_mamba", {}, "layers.0.mixer", ".pth"),
+    ],
+)
+def test_loaded_weights_give_what_the_library_that_they_are_from_gives(
+    tmp_path: Path, file: str, family: str, options: dict[str, Any], part: str, suffix: str
+) -> None:
+    reference = json.loads((shared_folder("reference-outputs") / f"{file}.json").read_text())
+    state = {name: made_up(name, shape) for name, shape in reference["keys"].items()}
+    model = fresh(family, **options)
+    loaded = load_weights(saved(state, tmp_path / f"weights{suffix}"), model, family)
+    assert all(name.startswith(("fc.", "classifier.")) for name in loaded.unexpected)
+    clips = torch.tensor(np.random.RandomState(0).standard_normal(reference["input_shape"])).float()
+    with torch.inference_mode():
+        given: Tensor = model.get_submodule(part)(clips)
+    for name, expected in reference["outputs"].items():
+        found = given
+        if name == "logits":
+            head = "fc" if "fc.weight" in state else "classifier.1"
+            found = functional.linear(given, state[f"{head}.weight"].flatten(1), state[f"{head}.bias"])
+        wanted = torch.tensor(expected["values"]).view(expected["shape"])
+        assert (found - wanted).norm() / wanted.norm() < 1e-4
+
+
+def test_wrappers_and_prefixes_are_taken_off(tmp_path: Path) -> None:
+    state = resnet18()
+    plain, wrapped = fresh("single_frame"), fresh("single_frame")
+    load_weights(saved(state, tmp_path / "a.pth"), plain, "single_frame")
+    nested = {"epoch": 3, "state_dict": {f"module.backbone.{name}": value for name, value in state.items()}}
+    loaded = load_weights(saved(nested, tmp_path / "b.pth"), wrapped, "single_frame")
+    assert loaded.format == "torchvision ResNet" and len(loaded.matched) == len(state) - 2
+    assert torch.equal(wrapped.state_dict()["trunk.conv1.weight"], plain.state_dict()["trunk.conv1.weight"])
+
+
+def test_what_did_not_match_is_named(tmp_path: Path) -> None:
+    state = resnet18()
+    del state["layer2.0.conv1.weight"]
+    loaded = load_weights(saved(state, tmp_path / "a.safetensors"), fresh("cnn_lstm"), "cnn_lstm")
+    assert loaded.unexpected == ("fc.bias", "fc.weight")
+    assert {"trunk.layer2.0.conv1.weight", "lstm.weight_ih_l0", "head.0.weight"} <= set(loaded.missing)
+    assert not any(name.startswith("trunk.layer1") for name in loaded.missing)
+
+
+def test_normalisation_comes_with_the_weights(tmp_path: Path) -> None:
+    state = {
+        name: made_up(name, list(v.shape)) for name, v in fresh("s3d").get_submodule("trunk").state_dict().items()
+    }
+    loaded = load_weights(saved(state, tmp_path / "s3d.pth"), fresh("s3d"), "s3d")
+    assert loaded.mean == (0.43216, 0.394666, 0.37645) and loaded.std == (0.22803, 0.22145, 0.216989)
+    loaded = load_weights(saved(resnet18(), tmp_path / "a.pth"), fresh("single_frame"), "single_frame")
+    assert loaded.mean == (0.485, 0.456, 0.406)
+
+
+def test_early_fusion_answers_a_clip_that_stands_still_as_its_picture(tmp_path: Path) -> None:
+    path = saved(resnet18(), tmp_path / "a.pth")
+    early, single = fresh("early_fusion"), fresh("single_frame")
+    load_weights(path, early, "early_fusion")
+    load_weights(path, single, "single_frame")
+    picture = torch.randn(2, 3, 64, 64)
+    still = picture[:, None].expand(2, 8, 3, 64, 64)
+    with torch.inference_mode():
+        expected = single.get_submodule("trunk")(picture)
+        found = early.get_submodule("trunk")(still.flatten(1, 2))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6])
+def test_a_grey_picture_is_answered_alike_whatever_the_number_of_channels(channels: int) -> None:
+    kernel = torch.randn(4, 3, 7, 7)
+    grey = torch.randn(2, 1, 9, 9)
+    expected = functional.conv2d(grey.expand(2, 3, 9, 9), kernel)
+    found = functional.conv2d(grey.expand(2, channels, 9, 9), fit_channels(kernel, channels))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["single_frame", "early_fusion"])
+def test_the_first_layer_of_a_family_with_other_channels_is_mended(tmp_path: Path, family: str) -> None:
+    path = saved(resnet18(), tmp_path / "a.pth")
+    loaded = load_weights(path, fresh(family, in_channels=6), family)
+    assert "trunk.conv1.weight" in loaded.matched
+
+
+def test_a_run_gives_all_but_a_head_for_other_classes_and_its_normalisation(tmp_path: Path) -> None:
+    run = fresh("late_fusion", num_classes=5)
+    saved(dict(run.state_dict()), tmp_path / "best.safetensors")
+    (tmp_path / "run.json").write_text(json.dumps({"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}))
+    loaded = load_weights(tmp_path, fresh("late_fusion"), "late_fusion")
+    assert loaded.format == "reelcache" and loaded.mean == (0.1, 0.2, 0.3) and loaded.std == (0.4, 0.5, 0.6)
+    assert set(loaded.unexpected) == set(loaded.missing) == {"head.4.bias", "head.4.weight"}
+
+
+def test_mambas_layers_are_found_below_any_name(tmp_path: Path) -> None:
+    ours = fresh("cnn_mamba").state_dict()
+    state = {
+        f"backbone.{k}": torch.full_like(v, 0.5) for k, v in ours.items() if k.startswith(("layers", "norm_f"))
+    }
+    model = fresh("cnn_mamba")
+    loaded = load_weights(saved(state, tmp_path / "lm.bin"), model, "cnn_mamba")
+    assert loaded.format == "mamba-ssm" and len(loaded.matched) == len(state) and not loaded.unexpected
+    assert (model.state_dict()["layers.2.mixer.A_log"] == 0.5).all()
+
+
+def test_a_shape_that_cannot_be_mended_is_an_error_that_names_it(tmp_path: Path) -> None:
+    state = {**resnet18(), "layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}
+    model = fresh("single_frame")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"trunk.layer1.0.conv1.weight \[64, 64, 1, 1\] for \[64, 64, 3, 3\]"):
+        load_weights(saved(state, tmp_path / "a.pth"), model, "single_frame")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "family", "message"),
+    [
+        ({"a.b": torch.zeros(1)}, "w.pth", "s3d", "nothing in it is known to s3d; it holds a.b"),
+        ({"epoch": 3}, "w.pth", "s3d", "holds no tensors by name"),
+        ({"model": Path("x")}, "w.pth", "s3d", "cannot be read as weights"),
+        ({"a": torch.zeros(1)}, "w.onnx", "s3d", "weights are files that end in .safetensors"),
+        (None, "w.pth", "s3d", "No such file"),
+        ({"A_log": torch.zeros(1)}, "w.pth", "s3d", "mamba-ssm weights are not for s3d; they fit cnn_mamba"),
+        ({"A_log": torch.zeros(2, 2)}, "w.pth", "cnn_mamba", r"A_log \[2, 2\] for \[1024, 16\]"),
+        ({"x.mixer.A_log": torch.zeros(1)}, "w.pth", "cnn_mamba", "nothing matched; it holds x.mixer.A_log"),
+    ],
+)
+def test_files_that_are_no_help_are_refused(
+    tmp_path: Path, content: Any, name: str, family: str, message: str
+) -> None:
+    if content is not None:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        load_weights(tmp_path / name, fresh(family), family)
