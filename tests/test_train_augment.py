@@ -9,6 +9,7 @@ from torch import Tensor
 
 from train.augment import Augment, Draws, augment, draw_augmentation, soft_labels
 from train.inputs import IMAGENET_MEAN, IMAGENET_STD, INPUTS, make_input, to_clips
+from train.transforms import crop_and_flip
 
 STRONG = Augment(
     flip=0.5, crop=0.3, ratio=1.5, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale=0.2, blur=0.5,
@@ -67,6 +68,20 @@ def test_all_frames_of_a_clip_are_treated_alike(settings: dict[str, Any]) -> Non
     clips = augmented(still, **settings)
     assert torch.equal(clips, clips[:, :1].expand_as(clips))
     assert not torch.equal(clips, plain(still))
+
+
+def test_a_whole_batch_at_once_as_on_a_gpu_gives_what_clip_by_clip_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = noise(7)
+    by_clip = augmented(frames, **vars(STRONG))
+    monkeypatch.setattr("train.augment.parts", lambda _: [slice(None)])
+    torch.testing.assert_close(augmented(frames, **vars(STRONG)), by_clip)
+
+
+def test_crops_of_floats_as_on_a_gpu_are_those_of_bytes_but_for_rounding() -> None:
+    frames = noise(8)
+    draws = drawn(Augment(crop=0.3, ratio=1.5, flip=0.5), frames)
+    crops = [crop_and_flip(kind, draws.crop, draws.flip).float() for kind in (frames, frames.float())]
+    torch.testing.assert_close(*crops, atol=1.1, rtol=0)  # of 255; bytes are rounded once a direction
 
 
 def test_a_step_repeats_and_another_step_differs() -> None:
