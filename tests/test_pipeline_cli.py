@@ -118,7 +118,7 @@ def test_a_dry_run_counts_what_the_build_then_makes_and_writes_nothing(
     labelled_videos: Path, tmp_path: Path, codec: str, near: float
 ) -> None:
     (labelled_videos / "cats" / "text.mp4").write_text("not a video")
-    build = ["build-shards", labelled_videos, "--out", tmp_path / "set", "--workers", 0, "--json", "--codec", codec]
+    build = ["build-shards", labelled_videos, "--out", tmp_path / "set", "--codec", codec, "--workers", 0, "--json"]
     foreseen = json.loads(prep(*build, "--dry-run").stdout)
     assert not (tmp_path / "set").exists()
     made = json.loads(prep(*build).stdout)
