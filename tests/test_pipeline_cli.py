@@ -118,9 +118,10 @@ def test_a_dry_run_counts_what_the_build_then_makes_and_writes_nothing(
     labelled_videos: Path, tmp_path: Path, codec: str, near: float
 ) -> None:
     (labelled_videos / "cats" / "text.mp4").write_text("not a video")
-    build = ["build-shards", labelled_videos, "--out", tmp_path / "set", "--codec", codec, "--workers", 0, "--json"]
+    out = tmp_path / "set"
+    build = ["build-shards", labelled_videos, "--out", out, "--codec", codec, "--workers", 0, "--json"]
     foreseen = json.loads(prep(*build, "--dry-run").stdout)
-    assert not (tmp_path / "set").exists()
+    assert not out.exists()
     made = json.loads(prep(*build).stdout)
     assert (foreseen["frames"], foreseen["shards"]) == (made["frames"], made["shards"])
     assert (foreseen["videos"], foreseen["unreadable"], foreseen["decode"]) == (9, 1, 9)
