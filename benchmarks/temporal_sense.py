@@ -18,11 +18,15 @@ from pathlib import Path
 
 import click
 
-from models import MODELS
-
 TRAIN = [sys.executable, "-c", "from train.cli import main; main()"]
 TRANSFORMERS = ["--option", "scale=tiny", "--lr", "5e-4", "--crop", "1", "--dropout", "0", "--layer-decay", "1"]
 FLAGS = {"vivit": TRANSFORMERS, "videomae": TRANSFORMERS}
+
+
+def families() -> list[str]:
+    """As `train models` lists them."""
+    done = subprocess.run([*TRAIN, "models", "--json"], check=True, capture_output=True, text=True)
+    return [row["model"] for row in json.loads(done.stdout)["models"]]
 
 
 def accuracy(family: str, shards: Path, out: Path, epochs: int) -> tuple[float, float, float]:
@@ -42,7 +46,7 @@ def accuracy(family: str, shards: Path, out: Path, epochs: int) -> tuple[float, 
 def main(shards: Path, epochs: int, only: str) -> None:
     """Print the accuracy of each family."""
     with tempfile.TemporaryDirectory() as folder:
-        for family in MODELS:
+        for family in families():
             if only in family:
                 found, low, high = accuracy(family, shards, Path(folder) / family, epochs)
                 print(f"{family:16}{found:.3f}   ({low:.3f} to {high:.3f})", flush=True)
