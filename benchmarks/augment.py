@@ -7,7 +7,7 @@ Each row is one setting, ours and kornia's in turn, medians. Both start from uin
 gives them and end with normalised floats. kornia's ColorJitter turns the hue through HSV, ours in YIQ.
 
 Last result, kornia 0.9.0 and torch 2.13.0, one thread of two cores that others used, too, so ratios count:
-flip, crop and jitter 62 ms, kornia 1,412; flip and crop 104, kornia 644. Most of ours is the kernel's, which clears
+flip, crop and jitter 62 ms, kornia 1,412; flip and crop 104, kornia 644. Most of ours is the kernel's: it clears
 77 MB of fresh memory for each batch: the same copy into memory that is kept takes a tenth. bf16 halves that.
 """
 
