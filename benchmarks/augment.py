@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.augment import Augment, augment, draw_augmentation
+from train.augment import augment, draw_augmentation
 from train.inputs import IMAGENET_MEAN, IMAGENET_STD, make_input, to_clips
+from train.recipes import Augment
 
 Work = Callable[[], Tensor]
 CROP = {"flip": 0.5, "crop": 0.6, "ratio": 4 / 3}

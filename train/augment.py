@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from train.inputs import Normalise, parts
+from train.recipes import Augment
 from train.transforms import (
     Floats,
     Ints,
@@ -30,52 +31,6 @@ from train.transforms import (
 BLUR_SIGMA = (0.1, 2.0)  # pixels; SimCLR (Chen et al. 2020, arXiv 2002.05709)
 ERASED_SHARE = (0.02, 1 / 3)  # random erasing (Zhong et al. 2017, arXiv 1708.04896)
 ERASED_RATIO = 3.3
-
-
-@dataclass(frozen=True)
-class Augment:
-    """How far training clips are changed; as it stands, not at all. Raises `ValueError` for what cannot be.
-
-    flip, grayscale, blur, erase: the probability of a mirrored clip, one without colour, a blurred one, a box
-    that is blank in all frames. crop: the smallest share of the area that a crop keeps, resized to full size;
-    ratio: how many times wider or higher than the frame its shape may be. brightness, contrast, saturation: how
-    far the factor may be from 1; hue: from 0, in turns. mixup (Zhang et al. 2017, arXiv 1710.09412), cutmix (Yun
-    et al. 2019, arXiv 1905.04899): alpha of their Beta distribution; with both, each pair of clips gets one.
-    """
-
-    flip: float = 0.0
-    crop: float = 1.0
-    ratio: float = 1.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    grayscale: float = 0.0
-    blur: float = 0.0
-    erase: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-
-    def __post_init__(self) -> None:
-        highest = {"ratio": np.inf, "mixup": np.inf, "cutmix": np.inf, "hue": 0.5}
-        for field in fields(self):
-            value, top = getattr(self, field.name), highest.get(field.name, 1.0)
-            if not 0 <= value <= top:
-                raise ValueError(f"{field.name} {value}: must lie between 0 and {top}")
-        if not self.crop:
-            raise ValueError("crop 0: nothing would be left; 1 keeps all")
-        if self.ratio < 1:
-            raise ValueError(f"ratio {self.ratio}: must be 1 or more; 1 keeps the frame's shape")
-
-    @property
-    def mixes(self) -> bool:
-        """Whether clips are mixed, so that labels are shares: see `soft_labels`."""
-        return self.mixup > 0 or self.cutmix > 0
-
-    @property
-    def cut_share(self) -> float:
-        """The share of pairs that get CutMix, where clips are mixed."""
-        return 0.5 if self.mixup and self.cutmix else float(self.cutmix > 0)
 
 
 @dataclass(frozen=True)

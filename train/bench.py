@@ -15,10 +15,10 @@ from models import count_parameters
 from models.family import Family
 from pipeline.errors import UserError
 from pipeline.shards.index import ShardSet, SplitIndex
-from train.augment import Augment, augment, draw_augmentation
+from train.augment import augment, draw_augmentation
 from train.clips import training_clips
 from train.compute import Compute, make_model
-from train.inputs import IMAGENET_MEAN, IMAGENET_STD
+from train.inputs import IMAGENET_MEAN, IMAGENET_STD, INPUTS, make_input
 from train.optim import make_optimizer
 from train.recipes import TrainRecipe
 from train.stream import Batch, ClipStream
@@ -60,7 +60,13 @@ def bench(name: str, shard_set: ShardSet, recipe: TrainRecipe, compute: Compute,
     size = shard_set.recipe.width, shard_set.recipe.height
     torch.manual_seed(0)
     model = compute.prepare(
-        make_model(name, num_classes=len(shard_set.labels), num_frames=recipe.frames, size=size)
+        make_model(
+            name,
+            num_classes=len(shard_set.labels),
+            num_frames=recipe.frames,
+            size=size,
+            in_channels=INPUTS[recipe.input],
+        )
     )
     step = training_step(model, recipe, compute)
     with ClipStream(
@@ -85,14 +91,13 @@ def training_step(model: Family, recipe: TrainRecipe, compute: Compute) -> Step:
     """A step as training does it: augmentation, forward, backward, AdamW."""
     model.train()
     optimizer = make_optimizer(model, recipe.lr, recipe.weight_decay, recipe.layer_decay)
-    settings = Augment(flip=0.5 * recipe.flip, crop=recipe.crop, brightness=recipe.jitter, contrast=recipe.jitter)
     numbers = count()
 
     def step(batch: Batch) -> None:
         rng = np.random.default_rng(next(numbers))
         size = batch.frames.shape[2], batch.frames.shape[3]
-        draws = draw_augmentation(settings, len(batch.frames), size, rng)
-        clips = augment(batch.frames, draws, IMAGENET_MEAN, IMAGENET_STD)
+        draws = draw_augmentation(recipe, len(batch.frames), size, rng)
+        clips = make_input(augment(batch.frames, draws, IMAGENET_MEAN, IMAGENET_STD), recipe.input)
         loss = nn.functional.cross_entropy(compute.logits(model, clips), batch.labels)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)

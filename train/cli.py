@@ -12,6 +12,7 @@ from pipeline.console import Commands, json_option, print_json, print_table, pro
 
 DEFAULT_SHARDS = Path("data/shards")
 DEFAULT_RUNS = Path("runs")
+SHARE = click.FloatRange(0, 1)
 SEED = click.IntRange(0, 2**31 - 1)
 
 
@@ -43,8 +44,22 @@ RECIPE_FLAGS: list[Callable[[Any], Any]] = [
     click.option(
         "--crop", type=click.FloatRange(0, 1, min_open=True), help="Smallest share of the area kept; 1: all."
     ),
-    click.option("--jitter", type=click.FloatRange(0, 1), help="Contrast and brightness; 0: none."),
-    click.option("--flip/--no-flip", default=None, help="Mirror half of the clips."),
+    click.option("--ratio", type=click.FloatRange(1), help="How much wider or higher a crop may be; 1: none."),
+    click.option("--flip", type=SHARE, help="Share of clips that are mirrored."),
+    click.option("--brightness", type=SHARE, help="How far its factor may be from 1; 0: no change."),
+    click.option("--contrast", type=SHARE, help="Likewise."),
+    click.option("--saturation", type=SHARE, help="Likewise."),
+    click.option("--hue", type=click.FloatRange(0, 0.5), help="How far colours may turn, of a whole turn."),
+    click.option("--grayscale", type=SHARE, help="Share of clips without colour."),
+    click.option("--blur", type=SHARE, help="Share of clips that are blurred."),
+    click.option("--erase", type=SHARE, help="Share of clips with a blank box."),
+    click.option("--mixup", type=click.FloatRange(0), help="Alpha of mixup; 0: none."),
+    click.option("--cutmix", type=click.FloatRange(0), help="Alpha of CutMix; 0: none."),
+    click.option(
+        "--input",
+        type=click.Choice(["rgb", "diff", "rgb+diff"]),
+        help="Colours, changes, or both.",
+    ),
 ]
 
 

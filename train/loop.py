@@ -26,11 +26,11 @@ from pipeline.report import Stage, Step
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import summarize
 from train import checkpoint
-from train.augment import Augment, augment, draw_augmentation
+from train.augment import augment, draw_augmentation, soft_labels
 from train.clips import training_clips
 from train.compute import choose_compute, fill_model, make_model
 from train.evaluate import predict_split
-from train.inputs import IMAGENET_MEAN, IMAGENET_STD
+from train.inputs import IMAGENET_MEAN, IMAGENET_STD, INPUTS, make_input
 from train.metrics import score
 from train.optim import learning_rate, make_optimizer, set_rate
 from train.recipes import TrainRecipe
@@ -114,6 +114,7 @@ class Trainer:
             num_frames=self.recipe.frames,
             size=(shards.recipe.width, shards.recipe.height),
             dropout=self.recipe.dropout,
+            in_channels=INPUTS[self.recipe.input],
             **self.settings.options,
         )
 
@@ -221,14 +222,12 @@ class Trainer:
             recipe.lr,
         )
         set_rate(self.optimizer, rate)
-        settings = Augment(
-            flip=0.5 * recipe.flip, crop=recipe.crop, brightness=recipe.jitter, contrast=recipe.jitter
-        )
         rng = np.random.default_rng([self.settings.seed, number])
-        draws = draw_augmentation(settings, len(frames), (frames.shape[2], frames.shape[3]), rng)
-        clips = augment(frames, draws, self.mean, self.std)
+        draws = draw_augmentation(recipe, len(frames), (frames.shape[2], frames.shape[3]), rng)
+        clips = make_input(augment(frames, draws, self.mean, self.std), recipe.input)
         logits = self.compute.logits(self.model, clips)
-        loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        targets = soft_labels(labels, draws, logits.shape[1]) if recipe.mixes else labels
+        loss = functional.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
         if not torch.isfinite(loss):
             raise WorkFailed(
                 f"the loss became {loss.item()} at step {number}; try a lower --lr or --precision fp32"
@@ -248,7 +247,9 @@ class Trainer:
 
     def _score(self, index: SplitIndex, clips: int) -> dict[str, Any]:
         with self._stream(index) as stream:
-            found = predict_split(self.model, stream, self.compute, clips=clips, mean=self.mean, std=self.std)
+            found = predict_split(
+                self.model, stream, self.compute, clips=clips, mean=self.mean, std=self.std, kind=self.recipe.input
+            )
         return score(found.probabilities, found.labels, self.shard_set.labels)
 
     def _keep_best(self, line: dict[str, Any]) -> None:
