@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,6 +86,16 @@ class SplitIndex:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def select(self, chosen: NDArray[np.bool_]) -> "SplitIndex":
+        """Only the samples where `chosen` [n] is true, and their videos; shards and labels keep their numbers."""
+        part = copy(self)
+        places = np.flatnonzero(chosen)
+        part.samples = [self.samples[place] for place in places]
+        part.shard, part.frames, part.label = self.shard[places], self.frames[places], self.label[places]
+        videos, part.video = np.unique(self.video[places], return_inverse=True)
+        part.videos = [self.videos[number] for number in videos]
+        return part
 
 
 def read_set(place: Path | str, *, whole: bool = True) -> ShardSet:
