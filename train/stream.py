@@ -8,6 +8,7 @@ by a pool of threads. Frames stay uint8 until they are on the device.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -65,12 +66,12 @@ class Batch:
 class ClipStream:
     """Batches of clips from one split of a shard set.
 
-    `epoch(n)` gives the batches of training epoch n, in an order that is a function of `seed` and n; `batches` those
-    of any other list of clips. Use it as a context manager, or `close()` it: nothing outlives that.
+    `epoch(n)` gives the batches of training epoch n, in an order that is a function of `seed` and n; `batches`
+    those of any other list of clips. Use it as a context manager, or `close()` it: nothing outlives that.
 
     `frames_per_clip`, `sampling`, `stride`: see `train.clips.Sampling`.
-    `batch_size`: of the global batch. Rank `rank` of `ranks` gets its even part of each: the same number of batches
-    on every rank, their sizes differing by one at most; `drop_last`: see `train.clips.batch_bounds`.
+    `batch_size`: of the global batch. Rank `rank` of `ranks` gets its even part of each: the same number of
+    batches on every rank, their sizes differing by one at most; `drop_last`: see `train.clips.batch_bounds`.
     `weights`: "balanced", or one for each sample of the index: clips are then drawn with replacement, so that an
     epoch has as many clips as ever, but not each of them once.
     `repeats`: so many clips of each sample in the same batch (repeated augmentation).
@@ -111,9 +112,8 @@ class ClipStream:
         self._epoch, self._done = 0, 0  # the next epoch, and how many of its clips are done
         self._source, self._say = shards, say
         self._filler: Filler | None = None
-        self._gatherer = Gatherer(
-            index, self.sampling, threads, shards.path if shards else index.shards.__getitem__
-        )
+        path = shards.path if shards else index.shards.__getitem__
+        self._gatherer = Gatherer(index, self.sampling, threads, path)
         shape = (-(-batch_size // ranks), frames_per_clip, index.recipe.height, index.recipe.width, 3)
         self._buffers = [Buffer(shape, self.device) for _ in range(BUFFERS)]
 
@@ -144,18 +144,17 @@ class ClipStream:
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of training epoch `number`; after `load_state_dict`, what is left of it.
 
-        Raises `ValueError` where a batch has fewer clips than there are ranks, `UserError` where a shard is missing
-        or damaged.
+        Raises `ValueError` where a batch has fewer clips than there are ranks, `UserError` where a shard is
+        missing or damaged.
         """
         clips = self.clips(number)
         begin = self._done if number == self._epoch else 0
         bounds = batch_bounds(len(clips), self.batch_size, begin, repeats=self.repeats, drop_last=self.drop_last)
         self._epoch, self._done = number, begin
         if self._source is not None and number == 0:
-            self._say(
-                f"first epoch: {len(self._source.arrived())} of {len(self.index.shards)} shards are here; clips are "
-                f"shuffled over a window of {self._window} while the others arrive"
-            )
+            here, of = len(self._source.arrived()), len(self.index.shards)
+            over = f"clips are shuffled over a window of {self._window} while the others arrive"
+            self._say(f"first epoch: {here} of {of} shards are here; {over}")
         for stop, batch in zip(bounds[1:], self._iterate(clips, bounds), strict=True):
             self._done = stop  # before it is given: a state saved in the loop's body comes after this batch
             yield batch
@@ -184,11 +183,8 @@ class ClipStream:
     def _iterate(self, clips: Clips, bounds: list[int]) -> Iterator[Batch]:
         if self._filler is not None:
             raise RuntimeError("this stream is in the middle of an epoch; close that iterator first")
-        parts = [
-            rank_part(begin, stop, self.rank, self.ranks)
-            for begin, stop in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
-        if any(stop - begin < self.ranks for begin, stop in zip(bounds[:-1], bounds[1:], strict=True)):
+        parts = [rank_part(begin, stop, self.rank, self.ranks) for begin, stop in pairwise(bounds)]
+        if any(stop - begin < self.ranks for begin, stop in pairwise(bounds)):
             raise ValueError(f"the last batches have fewer clips than {self.ranks} ranks; use drop_last")
         if self._source is not None and parts:
             self._source.fetch(self._shards_in_order(clips, parts))
