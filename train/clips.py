@@ -80,8 +80,7 @@ def training_clips(
     `repeats`: so many clips of each sample, one after the other, each from a start of its own (repeated
     augmentation, Hoffer et al., arXiv:1901.09335).
     `arrival` [n]: the place of each sample's shard in the order in which shards come to this machine. The order
-    is then shuffled over a moving window: before the clips of all but `window` - 1 of the first k shards have
-    been given, none of shard k is.
+    is then shuffled over a moving window: a clip of shard k comes after all of those up to shard k - `window`.
     """
     rng = np.random.default_rng([seed, epoch])
     count = len(frames)

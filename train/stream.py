@@ -155,10 +155,11 @@ class ClipStream:
             here, of = len(self._source.arrived()), len(self.index.shards)
             over = f"clips are shuffled over a window of {self._window} while the others arrive"
             self._say(f"first epoch: {here} of {of} shards are here; {over}")
-        for stop, batch in zip(bounds[1:], self._iterate(clips, bounds), strict=True):
+        for batch, stop in zip(self._iterate(clips, bounds), bounds[1:], strict=False):
             self._done = stop  # before it is given: a state saved in the loop's body comes after this batch
             yield batch
-        self._epoch, self._done = number + 1, 0
+        if self._done == bounds[-1]:  # not where the stream was closed in the middle
+            self._epoch, self._done = number + 1, 0
 
     def batches(self, clips: Clips, first: int = 0) -> Iterator[Batch]:
         """This rank's part of the clips in order, `batch_size` at a time for all ranks, from batch `first` on.
