@@ -1,8 +1,8 @@
 """Shards of a set that lies elsewhere, on this machine: fetched whole, once, checked, ahead of the reader.
 
-A shard is named by its SHA-256, so that sets, jobs and users share equal ones; store.py is the folder. A shard that does
-not arrive as its sidecar says is fetched again, and after `TRIES` tries the job ends with its name and the reason:
-what `path` gives has the right bytes.
+A shard is named by its SHA-256, so that sets, jobs and users share equal ones; store.py is the folder. A shard
+that does not arrive as its sidecar says is fetched again, and after `TRIES` tries the job ends with its name and the
+reason: what `path` gives has the right bytes.
 """
 
 import hashlib
@@ -67,11 +67,12 @@ class ShardCache:
         self._stopped = threading.Event()
         self._changed = threading.Condition()
         self._count, self._threads = threads, list[threading.Thread]()
-        self._claim = ExitStack()
-        self._claim.enter_context(self._store.claim({self._name(item): item.bytes for item in sidecars}))
-        for shard, sidecar in enumerate(sidecars):
-            if found := self._store.find(self._name(sidecar), sidecar.bytes):
-                self._paths[shard] = found
+        with ExitStack() as claim:
+            claim.enter_context(self._store.claim({self._name(item): item.bytes for item in sidecars}))
+            for shard, sidecar in enumerate(sidecars):
+                if found := self._store.find(self._name(sidecar), sidecar.bytes):
+                    self._paths[shard] = found
+            self._claim = claim.pop_all()
 
     def _name(self, sidecar: Sidecar) -> str:
         if not re.fullmatch("[0-9a-f]{64}", sidecar.sha256):  # it becomes the name of a file here
@@ -107,7 +108,7 @@ class ShardCache:
             return list(self._paths)
 
     def wait(self, count: int) -> None:
-        """Wait until so many of the shards are here, of those fetched. Raises `UserError` where one cannot be had."""
+        """Wait until so many shards are here, of those asked for. Raises `UserError` where one cannot be had."""
         with self._changed:
             while len(self._paths) < count:
                 for error in self._errors.values():
@@ -153,13 +154,15 @@ class ShardCache:
         """The shard that is the next to fetch, once there is one; None at the end."""
         with self._changed:
             while not self._stopped.is_set():
+                asked = bool(self._queue)
                 while self._queue:
                     shard = self._queue.popleft()
                     if shard not in self._paths and shard not in self._busy:
                         self._errors.pop(shard, None)
                         self._busy.add(shard)
                         return shard
-                self._changed.notify_all()  # for those who wait for more than was asked for
+                if asked:  # all of it was here already: whoever waits for more has to know
+                    self._changed.notify_all()
                 self._changed.wait()
         return None
 
@@ -175,7 +178,7 @@ class ShardCache:
             return self._store.put(part, name)
 
     def _download(self, sidecar: Sidecar, part: Path) -> None:
-        """Fetch until the bytes are right. Raises `UserError` after `TRIES` tries, `OSError` of this machine's disk."""
+        """Fetch until the bytes are right. Raises `UserError` after `TRIES` tries, `OSError` of our own disk."""
         for number in range(TRIES):
             if number and self._stopped.wait(PAUSE * 2 ** (number - 1)):
                 raise GaveUp

@@ -99,12 +99,9 @@ class RemoteFolder:
 
     def _size(self, path: str) -> int | None:
         size = self._sizes.get(path)
-        if size is not None:
-            return size
-        try:
-            size = self._system.info(self._path(path))["size"]
-        except FileNotFoundError:
-            return None
+        if size is None:
+            with suppress(FileNotFoundError):
+                size = self._system.info(self._path(path))["size"]
         return size
 
     def sha256(self, name: str) -> str:

@@ -5,9 +5,10 @@
     <pid>-<8 hex digits>.claim  what a running job wants, with bytes; locked for as long as the job lives
     .lock                       held for the moment in which somebody claims or removes
 
-All locks are `flock`, which the kernel releases when a process ends, however it ends. A claim makes room for all that it
-names at once, by removing what nobody claims, least recently claimed first. So the bound holds while shards arrive, and
-what a living job wants is never removed. Files get the permissions of the folder: who may write there shares the cache.
+All locks are `flock`, which the kernel releases when a process ends, however it ends. A claim makes room for all
+that it names at once, by removing what nobody claims, least recently claimed first. So the bound holds while shards
+arrive, and what a living job wants is never removed. Files get the permissions of the folder: who may write there
+shares the cache.
 """
 
 import fcntl
@@ -129,8 +130,8 @@ class Store:
         free = shutil.disk_usage(self.root).free
         if missing > free:
             raise UserError(
-                f"{self.root}: {human_bytes(missing)} have to be fetched and the disk has {human_bytes(free)} left; "
-                "give another --cache, or stream without a cache"
+                f"{self.root}: {human_bytes(missing)} have to be fetched, and its disk has "
+                f"{human_bytes(free)} left; give another --cache, or stream without a cache"
             )
 
     def _check_limit(self, limit: int, wanted: int, claimed: int) -> None:
@@ -142,8 +143,8 @@ class Store:
         if claimed > limit:
             raise UserError(
                 f"{self.root}: the cache may hold {human_bytes(limit)}, and other running jobs leave "
-                f"{human_bytes(limit - claimed + wanted)} for the {human_bytes(wanted)} of this one; give a larger "
-                "--cache-size, or another --cache"
+                f"{human_bytes(limit - claimed + wanted)} for the {human_bytes(wanted)} of this one; give a "
+                "larger --cache-size, or another --cache"
             )
 
     def _touch(self, names: Mapping[str, int]) -> None:

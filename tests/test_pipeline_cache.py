@@ -1,0 +1,444 @@
+"""Sets that lie elsewhere: shards arrive once, whole and right, or the reason is told."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+import pytest
+from conftest import build
+from far import FAULTS, FarServer, free_port, nginx, serving
+from moto.server import ThreadedMotoServer
+
+from pipeline import places
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe
+from pipeline.shards import get_format
+from pipeline.shards.cache import TRIES, ShardCache, default_cache, parse_bytes
+from pipeline.shards.index import ShardSet, read_set
+
+FETCH_ALL = """
+import os, sys
+from pathlib import Path
+from pipeline.shards.cache import ShardCache
+from pipeline.shards.index import read_set
+found = read_set(sys.argv[1])
+if user := int(sys.argv[3]):  # now that all is imported, which another user may not be able to
+    os.setgroups([])
+    os.setgid(user)
+    os.setuid(user)
+with ShardCache(found, found.sidecars, Path(sys.argv[2])) as cache:
+    print("ready", flush=True)
+    cache.fetch(range(len(found.sidecars)))
+    cache.wait(len(found.sidecars))
+"""
+
+
+@pytest.fixture(scope="module")
+def many(small_set: Path) -> Path:
+    """A set of the same videos in many shards."""
+    root = small_set.parent / "many"
+    build(small_set.parent / "videos", root, recipe=Recipe(width=48, height=48), per_shard=1)
+    return root
+
+
+@pytest.fixture
+def server(many: Path) -> Iterator[FarServer]:
+    with serving(many) as far:
+        yield far
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.shards.cache.PAUSE", 0.01)
+
+
+@contextmanager
+def cached(
+    url: str, root: Path, limit: int | None = None, threads: int = 4
+) -> Iterator[tuple[ShardSet, ShardCache]]:
+    found = read_set(url)
+    with ShardCache(found, found.sidecars, root, limit, threads) as cache:
+        yield found, cache
+    assert not [thread for thread in threading.enumerate() if thread.name == "shard-cache"]
+
+
+def fetch_all(url: str, root: Path, limit: int | None = None) -> dict[str, bytes]:
+    """The frames of every sample, by key, read through the cache."""
+    frames: dict[str, bytes] = {}
+    with cached(url, root, limit) as (found, cache):
+        cache.fetch(range(len(found.sidecars)))
+        for shard, sidecar in enumerate(found.sidecars):
+            with get_format(found.recipe.format).open(cache.path(shard), found.recipe) as reader:
+                frames |= {sample.key: reader.frames(sample).tobytes() for sample in sidecar.samples}
+        assert sorted(cache.arrived()) == list(range(len(found.sidecars)))
+    return frames
+
+
+def local_frames(root: Path) -> dict[str, bytes]:
+    found = read_set(root)
+    frames: dict[str, bytes] = {}
+    for sidecar in found.sidecars:
+        with get_format(found.recipe.format).open(root / sidecar.shard, found.recipe) as reader:
+            frames |= {sample.key: reader.frames(sample).tobytes() for sample in sidecar.samples}
+    return frames
+
+
+def largest(root: Path) -> str:
+    return max(read_set(root).sidecars, key=lambda sidecar: sidecar.bytes).shard
+
+
+def contents(root: Path) -> int:
+    """Bytes of shards, whole and half made."""
+    total = 0
+    for path in root.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() and path.suffix in (".tar", ".part") else 0
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def leftovers(root: Path) -> list[str]:
+    return [
+        path.name
+        for path in root.iterdir()
+        if path.suffix in (".part", ".lock", ".claim") and path.name != ".lock"
+    ]
+
+
+def test_a_set_behind_http_has_the_frames_of_the_local_one(server: FarServer, many: Path, tmp_path: Path) -> None:
+    assert fetch_all(server.url, tmp_path) == local_frames(many)
+    assert set(server.shards().values()) == {1}
+    assert fetch_all(server.url, tmp_path) == local_frames(many)
+    assert set(server.shards().values()) == {1}, "what is there is not fetched again"
+    assert leftovers(tmp_path) == []
+
+
+def test_nginx_serves_a_set(many: Path, tmp_path: Path) -> None:
+    (tmp_path / "nginx").mkdir()
+    with nginx(many.parent, tmp_path / "nginx") as url:
+        if url is None:
+            pytest.skip("there is no nginx")
+        assert fetch_all(f"{url}/many", tmp_path / "cache") == local_frames(many)
+
+
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+def test_zarr_arrays_arrive_as_folders(small_set: Path, tmp_path: Path, codec: str) -> None:
+    recipe = Recipe(width=48, height=48, format="zarr", codec=codec)
+    build(small_set.parent / "videos", tmp_path / "set", recipe=recipe, per_shard=4)
+    with serving(tmp_path / "set") as server:
+        assert fetch_all(server.url, tmp_path / "cache") == local_frames(tmp_path / "set")
+        assert set(server.counts[name] for name in ("c.0.0.0.0",)) == {len(read_set(tmp_path / "set").sidecars)}
+
+
+def test_a_mounted_share_is_cached_too(many: Path, tmp_path: Path) -> None:
+    assert fetch_all(str(many), tmp_path) == local_frames(many)
+    found = read_set(many)
+    assert contents(tmp_path) == sum({sidecar.sha256: sidecar.bytes for sidecar in found.sidecars}.values())
+
+
+def test_an_unfinished_set_is_refused_over_http_too(set_copy: Path) -> None:
+    with serving(set_copy) as server:
+        (set_copy / ".building").touch()
+        with pytest.raises(UserError, match="a build is running"):
+            read_set(server.url)
+        (set_copy / ".building").unlink()
+        largest_shard = set_copy / largest(set_copy)
+        largest_shard.write_bytes(largest_shard.read_bytes()[:-512])
+        with pytest.raises(UserError, match=f"{largest_shard.name} is missing or cut short"):
+            read_set(server.url)
+
+
+def test_sidecars_are_read_side_by_side(server: FarServer) -> None:
+    server.delay = 0.05
+    read_set(server.url)
+    assert server.peak > 4
+
+
+def test_the_first_shard_is_there_before_a_tenth_of_the_set(server: FarServer, many: Path, tmp_path: Path) -> None:
+    with cached(server.url, tmp_path, threads=2) as (found, cache):
+        first = found.sidecars[0]
+        server.held = {sidecar.shard for sidecar in found.sidecars} - {first.shard}
+        cache.fetch(range(len(found.sidecars)))
+        assert cache.path(0).read_bytes() == (many / first.shard).read_bytes()
+        assert contents(tmp_path) < sum(sidecar.bytes for sidecar in found.sidecars) / 10
+        server.release.set()
+        cache.wait(len(found.sidecars))
+
+
+def test_what_is_waited_for_comes_next(server: FarServer, tmp_path: Path) -> None:
+    with cached(server.url, tmp_path, threads=1) as (found, cache):
+        names = list({sidecar.sha256: number for number, sidecar in enumerate(found.sidecars)}.values())
+        server.held = {found.sidecars[names[0]].shard}
+        cache.fetch(names)
+        threading.Timer(0.2, server.release.set).start()
+        cache.path(names[-1])
+        assert cache.arrived()[-1] == names[-1] and len(cache.arrived()) < len(names)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_on_the_way_is_healed(server: FarServer, many: Path, tmp_path: Path, fault: str) -> None:
+    server.faults = {largest(many): [fault] * (TRIES - 1)}
+    assert fetch_all(server.url, tmp_path) == local_frames(many)
+    assert server.counts[largest(many)] == TRIES
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("cut", "Payload"), ("500", "500"), ("short", "ended after"), ("flip", "SHA-256"), ("long", "more than")],
+)
+def test_a_fault_that_stays_names_shard_and_reason(
+    server: FarServer, many: Path, tmp_path: Path, fault: str, reason: str
+) -> None:
+    name = largest(many)
+    server.faults = {name: [fault] * 99}
+    with pytest.raises(UserError, match=f"{server.url}/{name}: .*{reason}.*try {TRIES} of {TRIES}"):
+        fetch_all(server.url, tmp_path)
+    sidecar = next(sidecar for sidecar in read_set(many).sidecars if sidecar.shard == name)
+    assert not (tmp_path / f"{sidecar.sha256}.tar").exists() and leftovers(tmp_path) == []
+    server.faults = {}
+    assert fetch_all(server.url, tmp_path) == local_frames(many), "and the next job gets it"
+
+
+def test_a_shard_that_is_gone_is_told_at_once(server: FarServer, set_copy: Path, tmp_path: Path) -> None:
+    with serving(set_copy) as far, cached(far.url, tmp_path) as (found, cache):
+        (set_copy / found.sidecars[0].shard).unlink()
+        with pytest.raises(UserError, match=rf"{found.sidecars[0].shard}: .*FileNotFound.*try 1 of"):
+            cache.path(0)
+        cache.fetch([0])
+        with pytest.raises(UserError, match=found.sidecars[0].shard):
+            cache.wait(1)
+
+
+def test_a_server_that_stalls_is_asked_again(
+    server: FarServer, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "SILENCE", 0.3)
+    name = largest(many)
+    server.faults = {name: ["stall"]}
+    assert fetch_all(server.url, tmp_path) == local_frames(many)
+    assert server.counts[name] == 2
+
+
+def test_closing_does_not_wait_for_a_server_that_stalls(server: FarServer, many: Path, tmp_path: Path) -> None:
+    server.faults = {largest(many): ["stall"]}
+    with cached(server.url, tmp_path) as (found, cache):
+        cache.fetch(range(len(found.sidecars)))
+        cache.wait(len(found.sidecars) - 1)
+    with pytest.raises(RuntimeError, match="closed"):
+        cache.fetch([next(i for i, sidecar in enumerate(found.sidecars) if sidecar.shard == largest(many))])
+    assert not server.release.is_set() and leftovers(tmp_path) == []
+
+
+def test_a_damaged_file_of_the_cache_is_fetched_again(server: FarServer, many: Path, tmp_path: Path) -> None:
+    fetch_all(server.url, tmp_path)
+    shard = max(tmp_path.glob("*.tar"), key=lambda path: path.stat().st_size)
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert fetch_all(server.url, tmp_path) == local_frames(many)
+
+
+# Processes and users
+
+
+def start(url: str, root: Path, user: int = 0, umask: int = 0o022) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", FETCH_ALL, url, str(root), str(user)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen(
+        command, env=environment, umask=umask, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> None:
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+
+
+def test_two_processes_fetch_each_shard_once(server: FarServer, many: Path, tmp_path: Path) -> None:
+    server.delay = 0.02
+    for process in [start(server.url, tmp_path) for _ in range(2)]:
+        finish(process)
+    assert set(server.shards().values()) == {1}
+    assert fetch_all(server.url, tmp_path) == local_frames(many) and set(server.shards().values()) == {1}
+
+
+def test_a_process_that_is_killed_while_fetching_harms_nobody(
+    server: FarServer, many: Path, tmp_path: Path
+) -> None:
+    server.faults = {largest(many): ["stall"]}
+    killed = start(server.url, tmp_path)
+    while not any(path.stat().st_size for path in tmp_path.glob("*.part")) or server.faults[largest(many)]:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    waiting = start(server.url, tmp_path)
+    assert waiting.stdout is not None and waiting.stdout.readline() == "ready\n"
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    finish(waiting)
+    assert server.counts[largest(many)] == 2
+    assert fetch_all(server.url, tmp_path) == local_frames(many)
+    assert leftovers(tmp_path) == []
+
+
+def test_two_users_share_a_cache(server: FarServer, many: Path) -> None:
+    """The first creates files that only they could read, went it by their umask, and is killed half way."""
+    nobody = 65534 if os.getuid() == 0 else 0  # without root: one user
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        (root := Path(folder) / "cache").mkdir()
+        root.chmod(0o777)
+        server.faults = {largest(many): ["stall"]}
+        first = start(server.url, root, umask=0o077)
+        while server.faults[largest(many)] or len(list(root.glob("*.tar"))) < 4:
+            assert first.poll() is None
+            time.sleep(0.01)
+        first.kill()
+        first.communicate()
+        finish(start(server.url, root, user=nobody, umask=0o077))
+        assert {name: count for name, count in server.shards().items() if count > 1} == {largest(many): 2}
+        finish(start(server.url, root, umask=0o077))
+        assert sum(server.shards().values()) == len(server.shards()) + 1 and leftovers(root) == []
+
+
+# The bound
+
+
+def test_the_bound_holds_during_and_after(server: FarServer, many: Path, small_set: Path, tmp_path: Path) -> None:
+    sizes = {sidecar.sha256: sidecar.bytes for sidecar in read_set(many).sidecars}
+    limit, seen, done = sum(sizes.values()) + 1000, [0], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.append(contents(tmp_path))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        for _ in range(2):
+            assert fetch_all(server.url, tmp_path, limit) == local_frames(many)
+            assert fetch_all(str(small_set), tmp_path, limit) == local_frames(small_set)
+    finally:
+        done.set()
+        watcher.join()
+    assert 0 < max(seen) <= limit and 0 < contents(tmp_path) <= limit
+
+
+def test_the_least_recently_used_goes_first(many: Path, small_set: Path, tmp_path: Path) -> None:
+    found = read_set(many)
+    old, middle, new = sorted(
+        {item.sha256: item for item in found.sidecars}.values(), key=lambda item: item.bytes
+    )[-3:]
+    for sidecar in (middle, old, new, old):
+        with ShardCache(found, [sidecar], tmp_path) as cache:
+            cache.path(0)
+    limit = old.bytes + new.bytes + 10_240
+    with ShardCache(found, [new], tmp_path, limit) as cache:
+        assert {path.stem for path in tmp_path.glob("*.tar")} == {old.sha256, new.sha256}
+
+
+def test_a_limit_below_the_set_is_refused(many: Path, tmp_path: Path) -> None:
+    found = read_set(many)
+    with pytest.raises(UserError, match="give a larger --cache-size, or stream without a cache"):
+        ShardCache(found, found.sidecars, tmp_path, 10_000)
+    assert leftovers(tmp_path) == []
+
+
+def test_what_a_running_job_wants_stays(many: Path, small_set: Path, tmp_path: Path) -> None:
+    found, other = read_set(many), read_set(small_set)
+    limit = sum({sidecar.sha256: sidecar.bytes for sidecar in found.sidecars}.values()) + 1000
+    with ShardCache(found, found.sidecars, tmp_path, limit) as cache:
+        path = cache.path(0)
+        with pytest.raises(UserError, match="other running jobs leave"):
+            ShardCache(other, other.sidecars, tmp_path, limit)
+        assert path.exists()
+    with ShardCache(other, other.sidecars, tmp_path, limit):
+        assert not path.exists()
+
+
+def test_other_peoples_files_in_the_folder_stay(many: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    found = read_set(many)
+    with ShardCache(found, found.sidecars[:1], tmp_path, found.sidecars[0].bytes):
+        assert (tmp_path / "thesis.txt").read_text() == "x"
+
+
+# Buckets
+
+
+@pytest.fixture(scope="module")
+def bucket(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarServer]:
+    """`s3://far/many`, behind a server that can go wrong."""
+    moto = ThreadedMotoServer("127.0.0.1", port := free_port(), verbose=False)
+    moto.start()
+    config = tmp_path_factory.mktemp("aws") / "none"
+    with serving(f"http://127.0.0.1:{port}") as server, pytest.MonkeyPatch.context() as environment:
+        for name, value in {
+            "AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": str(config), "AWS_SHARED_CREDENTIALS_FILE": str(config),
+        }.items():  # fmt: skip
+            environment.setenv(name, value)
+        system = fsspec.filesystem("s3", skip_instance_cache=True)
+        system.mkdir("far")
+        system.put(f"{many}/", "far/many/", recursive=True)
+        yield server
+    moto.stop()
+
+
+def test_a_bucket_has_the_frames_of_the_local_set(bucket: FarServer, many: Path, tmp_path: Path) -> None:
+    bucket.counts.clear()
+    assert fetch_all("s3://far/many", tmp_path) == local_frames(many)
+    assert set(bucket.shards().values()) == {1}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_a_bucket_is_healed(bucket: FarServer, many: Path, tmp_path: Path, fault: str) -> None:
+    bucket.faults = {largest(many): [fault]}
+    assert fetch_all("s3://far/many", tmp_path) == local_frames(many)
+    assert bucket.faults[largest(many)] == []
+
+
+@pytest.mark.parametrize("fault", ["short", "flip"])
+def test_a_shard_that_is_wrong_in_the_bucket_is_named(
+    bucket: FarServer, many: Path, tmp_path: Path, fault: str
+) -> None:
+    bucket.faults = {largest(many): [fault] * 99}
+    with pytest.raises(UserError, match=f"s3://far/many/{largest(many)}: cannot be fetched"):
+        fetch_all("s3://far/many", tmp_path)
+    bucket.faults = {}
+
+
+# Flags
+
+
+def test_sizes_and_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert [parse_bytes(text) for text in ("50GB", "500 MB", "1.5tb", "7")] == [
+        50 * 10**9,
+        5 * 10**8,
+        15 * 10**11,
+        7,
+    ]
+    for text in ("much", "-1GB", "0", "1PB"):
+        with pytest.raises(UserError, match="write 50GB"):
+            parse_bytes(text)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "reelcache"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache() == Path.home() / ".cache" / "reelcache"
+
+
+def test_a_sidecar_cannot_name_a_file_elsewhere(set_copy: Path, tmp_path: Path) -> None:
+    sidecar = set_copy / "train-000000.json"
+    values = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps({**values, "sha256": "../../x"}))
+    found = read_set(set_copy)
+    with pytest.raises(UserError, match="sha256"):
+        ShardCache(found, found.sidecars, tmp_path / "cache")
