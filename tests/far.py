@@ -24,6 +24,7 @@ class FarServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
         super().__init__(("127.0.0.1", 0), handler)
@@ -106,8 +107,7 @@ def _proxy(upstream: str) -> type[BaseHTTPRequestHandler]:
     class Proxy(BaseHTTPRequestHandler):
         def _forward(self) -> None:
             fault = _fault(self) if self.command == "GET" else None
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            request = urllib.request.Request(upstream + self.path, body or None, method=self.command)
+            request = urllib.request.Request(upstream + self.path, method=self.command)
             for name, value in self.headers.items():
                 if name.lower() not in ("host", "connection", "content-length"):
                     request.add_header(name, value)
@@ -129,7 +129,7 @@ def _proxy(upstream: str) -> type[BaseHTTPRequestHandler]:
             else:
                 _answer(self, status, kept, data, fault or "")
 
-        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _forward
+        do_GET = do_HEAD = _forward
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -139,7 +139,7 @@ def _proxy(upstream: str) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def serving(source: Path | str) -> Iterator[FarServer]:
-    """A server of a folder's files, or one that stands before another server."""
+    """A server of a folder's files, or one that stands before another server and passes reads on."""
     server = FarServer(_proxy(source) if isinstance(source, str) else _files(source))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
