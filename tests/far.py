@@ -170,9 +170,10 @@ def nginx(folder: Path, scratch: Path) -> Iterator[str | None]:
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"{kind}_temp_path {scratch}/{kind};\n" for kind in kinds)
     user = "user root;\n" if Path("/proc/self").stat().st_uid == 0 else ""
+    site = f"listen 127.0.0.1:{port}; root {folder}; autoindex on;"
     (scratch / "nginx.conf").write_text(
         f"{user}daemon off; pid {scratch}/pid; error_log {scratch}/errors; events {{}}\n"
-        f"http {{ access_log off; {temporary} server {{ listen 127.0.0.1:{port}; root {folder}; autoindex on; }} }}\n"
+        f"http {{ access_log off; {temporary} server {{ {site} }} }}\n"
     )
     process = subprocess.Popen([program, "-c", str(scratch / "nginx.conf"), "-e", str(scratch / "errors")])
     try:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -24,6 +25,7 @@ from pipeline.recipe import Recipe
 from pipeline.shards import get_format
 from pipeline.shards.cache import TRIES, ShardCache, default_cache, parse_bytes
 from pipeline.shards.index import ShardSet, read_set
+from pipeline.shards.plain import member_frames, shard_urls
 
 FETCH_ALL = """
 import os, sys
@@ -137,7 +139,7 @@ def test_zarr_arrays_arrive_as_folders(small_set: Path, tmp_path: Path, codec: s
     build(small_set.parent / "videos", tmp_path / "set", recipe=recipe, per_shard=4)
     with serving(tmp_path / "set") as server:
         assert fetch_all(server.url, tmp_path / "cache") == local_frames(tmp_path / "set")
-        assert set(server.counts[name] for name in ("c.0.0.0.0",)) == {len(read_set(tmp_path / "set").sidecars)}
+        assert server.counts["c.0.0.0.0"] == len(read_set(tmp_path / "set").sidecars)
 
 
 def test_a_mounted_share_is_cached_too(many: Path, tmp_path: Path) -> None:
@@ -162,6 +164,14 @@ def test_sidecars_are_read_side_by_side(server: FarServer) -> None:
     server.delay = 0.05
     read_set(server.url)
     assert server.peak > 4
+
+
+def test_a_sidecar_that_fails_once_is_read_again(server: FarServer, many: Path) -> None:
+    server.faults = {"train-000000.json": ["500", "cut"], "train-000001.json": ["cut"]}
+    assert read_set(server.url).sidecars == read_set(many).sidecars
+    server.faults = {"train-000000.json": ["500"] * 3}
+    with pytest.raises(UserError, match=f"{server.url}/train-000000.json: cannot be read: .*500"):
+        read_set(server.url)
 
 
 def test_the_first_shard_is_there_before_a_tenth_of_the_set(server: FarServer, many: Path, tmp_path: Path) -> None:
@@ -209,7 +219,7 @@ def test_a_fault_that_stays_names_shard_and_reason(
     assert fetch_all(server.url, tmp_path) == local_frames(many), "and the next job gets it"
 
 
-def test_a_shard_that_is_gone_is_told_at_once(server: FarServer, set_copy: Path, tmp_path: Path) -> None:
+def test_a_shard_that_is_gone_is_told_at_once(set_copy: Path, tmp_path: Path) -> None:
     with serving(set_copy) as far, cached(far.url, tmp_path) as (found, cache):
         (set_copy / found.sidecars[0].shard).unlink()
         with pytest.raises(UserError, match=rf"{found.sidecars[0].shard}: .*FileNotFound.*try 1 of"):
@@ -334,7 +344,7 @@ def test_the_bound_holds_during_and_after(server: FarServer, many: Path, small_s
     assert 0 < max(seen) <= limit and 0 < contents(tmp_path) <= limit
 
 
-def test_the_least_recently_used_goes_first(many: Path, small_set: Path, tmp_path: Path) -> None:
+def test_the_least_recently_used_goes_first(many: Path, tmp_path: Path) -> None:
     found = read_set(many)
     old, middle, new = sorted(
         {item.sha256: item for item in found.sidecars}.values(), key=lambda item: item.bytes
@@ -445,3 +455,39 @@ def test_a_sidecar_cannot_name_a_file_elsewhere(set_copy: Path, tmp_path: Path) 
     found = read_set(set_copy)
     with pytest.raises(UserError, match="sha256"):
         ShardCache(found, found.sidecars, tmp_path / "cache")
+
+
+# Without a cache
+
+
+@pytest.mark.parametrize("codec", ["raw", "zstd", "jpeg"])
+def test_the_documented_loop_streams_the_frames_that_we_read(
+    small_set: Path, tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webdataset: Any = pytest.importorskip("webdataset")
+    for scheme, opener in webdataset.gopen_schemes.items():
+        monkeypatch.setitem(webdataset.gopen_schemes, scheme, opener)  # as they were, afterwards
+    recipe = Recipe(width=48, height=48, codec=codec)
+    build(small_set.parent / "videos", tmp_path / "set", recipe=recipe, per_shard=4)
+    text = (Path(__file__).parents[1] / "docs" / "elsewhere.md").read_text()
+    loop = text.split("```python\n")[2].partition("```")[0]
+    seen: dict[str, bytes] = {}
+    with serving(tmp_path / "set") as server:
+        code = loop.replace("s3://team/rwf-5fps-112", server.url)
+        code = code.replace("print(sample.label, frames.shape)", "seen[sample.key] = frames.tobytes()")
+        exec(code, {"seen": seen})
+    keys = {sample.key for sample in read_set(tmp_path / "set").split("train").samples}
+    assert seen == {key: body for key, body in local_frames(tmp_path / "set").items() if key in keys}
+
+
+def test_only_tars_are_streamed(small_set: Path, tmp_path: Path) -> None:
+    build(small_set.parent / "videos", tmp_path / "set", recipe=Recipe(width=48, height=48, format="zarr"))
+    with pytest.raises(UserError, match="only tars are streamed"):
+        shard_urls(read_set(tmp_path / "set"), "train")
+
+
+def test_a_damaged_member_is_an_error(small_set: Path) -> None:
+    found = read_set(small_set)
+    sample = found.split("train").samples[0]
+    with pytest.raises(UserError, match=f"{sample.key}: is damaged"):
+        member_frames(found.recipe, sample, bytes(1000))

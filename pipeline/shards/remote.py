@@ -8,6 +8,7 @@ import hashlib
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from pipeline.shards.folder import TEMPORARY, shard_files
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "memory", "oci", "hf"}
 HTTP = {"http", "https"}
 AT_ONCE = 32
+PAUSES = (0.2, 1.0, None)  # seconds between the tries to read a text: an index is many, and one may fail
 READ = 1 << 23  # bytes asked for at a time, where a file is not streamed
 LISTED = re.compile(
     r"[\w.-]+/?"
@@ -116,13 +118,17 @@ class RemoteFolder:
 
     def read(self, name: str) -> str:
         """See `Folder.read`."""
-        try:
-            data: bytes = self._system.cat_file(self._path(name))
-        except OSError:
-            raise
-        except Exception as error:  # each file system has exceptions of its own
-            raise OSError(f"{type(error).__name__}: {error}") from error
-        return data.decode()
+        for pause in PAUSES:
+            try:
+                data: bytes = self._system.cat_file(self._path(name))
+                return data.decode()
+            except (FileNotFoundError, PermissionError, UnicodeDecodeError):
+                raise
+            except Exception as error:  # each file system has exceptions of its own
+                if pause is None:
+                    raise OSError(f"{type(error).__name__}: {error}") from error
+                time.sleep(pause)
+        raise AssertionError("the last pause is None")
 
     def write(self, name: str, text: str) -> None:
         """See `Folder.write`."""

@@ -6,9 +6,9 @@
     .lock                       held for the moment in which somebody claims or removes
 
 All locks are `flock`, which the kernel releases when a process ends, however it ends. A claim makes room for all
-that it names at once, by removing what nobody claims, least recently claimed first. So the bound holds while shards
-arrive, and what a living job wants is never removed. Files get the permissions of the folder: who may write there
-shares the cache.
+that it names at once, by removing what nobody claims, least recently claimed first. So the bound holds while
+shards arrive, and what a living job wants is never removed. Files get the permissions of the folder: who may write
+there shares the cache.
 """
 
 import fcntl
