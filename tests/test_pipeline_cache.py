@@ -391,6 +391,8 @@ def bucket(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Far
     """`s3://far/many`, behind a server that can go wrong."""
     moto = ThreadedMotoServer("127.0.0.1", port := free_port(), verbose=False)
     moto.start()
+    kind: Any = fsspec.get_filesystem_class("s3")
+    kind.clear_instance_cache()  # fsspec keeps what it has opened, with the address of another test's server
     config = tmp_path_factory.mktemp("aws") / "none"
     with serving(f"http://127.0.0.1:{port}") as server, pytest.MonkeyPatch.context() as environment:
         for name, value in {
@@ -403,6 +405,7 @@ def bucket(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Far
         system.mkdir("far")
         system.put(f"{many}/", "far/many/", recursive=True)
         yield server
+    kind.clear_instance_cache()
     moto.stop()
 
 
