@@ -14,6 +14,10 @@ from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, Thread
 from pathlib import Path
 from typing import Any
 
+from pipeline.shards import get_format
+from pipeline.shards.cache import ShardCache
+from pipeline.shards.index import ShardSet, read_set
+
 FAULTS = ("cut", "500", "short", "flip", "long")
 
 
@@ -187,3 +191,57 @@ def nginx(folder: Path, scratch: Path) -> Iterator[str | None]:
     finally:
         process.terminate()
         process.wait()
+
+
+@contextmanager
+def cached(
+    url: str, root: Path, limit: int | None = None, threads: int = 4
+) -> Iterator[tuple[ShardSet, ShardCache]]:
+    found = read_set(url)
+    with ShardCache(found, found.sidecars, root, limit, threads) as cache:
+        yield found, cache
+    assert not [thread for thread in threading.enumerate() if thread.name == "shard-cache"]
+
+
+def fetch_all(url: str, root: Path, limit: int | None = None) -> dict[str, bytes]:
+    """The frames of every sample, by key, read through the cache."""
+    frames: dict[str, bytes] = {}
+    with cached(url, root, limit) as (found, cache):
+        cache.fetch(range(len(found.sidecars)))
+        for shard, sidecar in enumerate(found.sidecars):
+            with get_format(found.recipe.format).open(cache.path(shard), found.recipe) as reader:
+                frames |= {sample.key: reader.frames(sample).tobytes() for sample in sidecar.samples}
+        assert sorted(cache.arrived()) == list(range(len(found.sidecars)))
+    return frames
+
+
+def local_frames(root: Path) -> dict[str, bytes]:
+    found = read_set(root)
+    frames: dict[str, bytes] = {}
+    for sidecar in found.sidecars:
+        with get_format(found.recipe.format).open(root / sidecar.shard, found.recipe) as reader:
+            frames |= {sample.key: reader.frames(sample).tobytes() for sample in sidecar.samples}
+    return frames
+
+
+def largest(root: Path) -> str:
+    return max(read_set(root).sidecars, key=lambda sidecar: sidecar.bytes).shard
+
+
+def contents(root: Path) -> int:
+    """Bytes of shards, whole and half made."""
+    total = 0
+    for path in root.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() and path.suffix in (".tar", ".part") else 0
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def leftovers(root: Path) -> list[str]:
+    return [
+        path.name
+        for path in root.iterdir()
+        if path.suffix in (".part", ".lock", ".claim") and path.name != ".lock"
+    ]
