@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe, read_recipe
-from pipeline.shards.directory import is_building, is_whole, sidecars
-from pipeline.shards.folder import Folder, get_folder
+from pipeline.shards.directory import is_building, sidecars
+from pipeline.shards.folder import Folder, ask_each, get_folder
 from pipeline.shards.sidecar import Sample, Sidecar
 
 
@@ -44,8 +44,9 @@ class ShardSet:
         """Why the set is not whole: a build that still runs or was stopped, a shard that is gone."""
         if self.building:
             return "a build is running, or was stopped"
-        for sidecar in self.sidecars:
-            if not is_whole(self.folder, sidecar.shard, sidecar):
+        sizes = ask_each(self.folder, self.folder.size, [sidecar.shard for sidecar in self.sidecars])
+        for sidecar, size in zip(self.sidecars, sizes, strict=True):
+            if size != sidecar.bytes:
                 return f"{sidecar.shard} is missing or cut short"
         buckets: dict[str, Counter[int]] = {}
         for sidecar in self.sidecars:
