@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from pipeline.shards.index import SplitIndex, read_set
-from train.augment import IMAGENET_MEAN, IMAGENET_STD, to_clips
 from train.clips import Clips, Floats, Ints, Sampling, balanced_weights, batch_bounds, rank_part, training_clips
 from train.gather import Gatherer
+from train.inputs import IMAGENET_MEAN, IMAGENET_STD, to_clips
 from train.prefetch import Buffer, Filled, Filler
 
 BUFFERS = 3  # one with the model, one ready, one being filled
