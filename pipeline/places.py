@@ -24,6 +24,12 @@ def as_place(text: str) -> Path | str:
     return text.rstrip("/") if is_url(text) else Path(text)
 
 
+def absolute(text: str) -> str:
+    """The place from wherever a program stands: paths resolved, URLs as they are."""
+    place = as_place(text)
+    return place if isinstance(place, str) else str(place.resolve())
+
+
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path in it. Raises `UserError`.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from conftest import assert_one_clear_line
+from far import FarServer
 
 from models import MODELS
 from train import checkpoint
@@ -194,3 +195,15 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(small_set: Path, tmp_pat
     (tmp_path / "file").touch()
     result = train("run", *QUICK, "--shards", small_set, "--out", tmp_path / "file" / "run")
     assert_one_clear_line(result, 1, "Not a directory")
+
+
+def test_a_set_behind_a_url_is_trained_on_and_judged_through_the_cache(server: FarServer, tmp_path: Path) -> None:
+    options = ["--cache", tmp_path / "cache", "--cache-size", "1GB"]
+    run = ["run", "--model", "early_fusion", "--shards", server.url, "--epochs", 1, "--frames", 4]
+    found = train(*run, "--out", tmp_path / "far", *options, "--json")
+    assert found.exit_code == 0, found.output
+    assert "shards are here" in found.stderr
+    assert json.loads(found.stdout)["val"]["videos"] == 8
+    assert train("eval", tmp_path / "far", *options).exit_code == 0
+    assert max(server.shards().values()) == 1
+    assert_one_clear_line(train(*run, "--cache-size", "much"), 2, "--cache-size much: not a size")

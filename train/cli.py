@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from pipeline.console import Commands, json_option, print_json, print_table, progress
+from pipeline.console import PLACE, Commands, json_option, print_json, print_table, progress
 
 DEFAULT_SHARDS = Path("data/shards")
 DEFAULT_RUNS = Path("runs")
@@ -70,11 +71,29 @@ def recipe_options(command: Any) -> Any:
     return command
 
 
+def _bytes(_ctx: click.Context, _param: click.Parameter, given: str | None) -> int | None:
+    from pipeline.shards.cache import parse_bytes
+
+    return parse_bytes(given) if given else None
+
+
+def cache_options(command: Any) -> Any:
+    """Where shards of a set that lies elsewhere are kept."""
+    for option in (
+        click.option("--cache-size", metavar="50GB", callback=_bytes, help="At most so much is kept there."),
+        click.option(
+            "--cache", type=click.Path(path_type=Path), metavar="DIR",
+            help="Shards of a set behind a URL come here.  [default: ~/.cache/reelcache]",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.option("--model", required=True, help="The family; `train models` lists them.")
-@click.option(
-    "--shards", type=click.Path(path_type=Path), default=DEFAULT_SHARDS, show_default=True, help="The set."
-)
+@click.option("--shards", type=PLACE, default=DEFAULT_SHARDS, show_default=True, help="The set: a path or URL.")
+@cache_options
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<model>-<time>]")
 @click.option(
     "--seed", type=SEED, default=0, show_default=True, help="Of order, clips, augmentation and first weights."
@@ -101,7 +120,9 @@ def run(
     ctx: click.Context,
     /,
     model: str,
-    shards: Path,
+    shards: Path | str,
+    cache: Path | None,
+    cache_size: int | None,
     out: Path | None,
     seed: int,
     device: str,
@@ -140,7 +161,8 @@ def run(
     if resume:
         asked = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
         settings = _saved_settings(out, settings, asked)
-    trainer = Trainer(settings, out, say=lambda line: click.echo(line, err=True))
+    say = partial(click.echo, err=True)
+    trainer = Trainer(settings, out, say, cache=cache, cache_size=cache_size)
     trainer.say(describe_set(trainer.shard_set))
     trainer.resume() if resume else trainer.start()
     with progress("clips") as stage:
@@ -157,7 +179,8 @@ def run(
 @click.option("--split", default="val", show_default=True, help="Which split to judge on.")
 @click.option("--clips", type=click.IntRange(1), default=5, show_default=True, help="Clips a video, averaged.")
 @click.option("--weights", type=click.Choice(["best", "last"]), default="best", show_default=True)
-@click.option("--shards", type=click.Path(path_type=Path), help="Another set of the same recipe and labels.")
+@click.option("--shards", type=PLACE, help="Another set of the same recipe and labels.")
+@cache_options
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Clips a step.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
@@ -294,11 +317,12 @@ def _claim(out: Path, *, resume: bool, overwrite: bool) -> None:
 def _saved_settings(out: Path, asked: Any, given: set[str]) -> Any:
     """The run's own settings. Raises `UserError` for a flag that says otherwise."""
     from pipeline.errors import UserError
+    from pipeline.places import absolute
     from train.checkpoint import read_run
     from train.loop import RunSettings
 
     saved = RunSettings.from_dict(read_run(out)["settings"])
-    before, now = saved.as_dict(), {**asked.as_dict(), "shards": str(Path(asked.shards).resolve())}
+    before, now = saved.as_dict(), {**asked.as_dict(), "shards": absolute(asked.shards)}
     for name in sorted(given & set(before)):
         if now[name] != before[name]:
             raise UserError(f"--{name.replace('_', '-')} {now[name]}: the run in {out} has {before[name]}; "

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.errors import UserError
+from pipeline.places import as_place
+from pipeline.shards.cache import cache_for
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from train.checkpoint import load_weights, read_run
 from train.clips import evaluation_clips
@@ -56,7 +58,16 @@ def predict_split(
 
 
 def evaluate_run(
-    run: Path, *, split: str, clips: int, weights: str, shards: Path | None, batch_size: int, compute: Compute
+    run: Path,
+    *,
+    split: str,
+    clips: int,
+    weights: str,
+    shards: Path | str | None,
+    batch_size: int,
+    compute: Compute,
+    cache: Path | None = None,
+    cache_size: int | None = None,
 ) -> dict[str, Any]:
     """The metrics of a finished (or stopped) run on a split of its shard set, or of another set of the same
     recipe and labels. Raises `UserError`."""
@@ -65,7 +76,7 @@ def evaluate_run(
     for name in ("shards", "frames"):
         if name not in settings:
             raise UserError(f"{run}: the settings in its run.json lack {name}")
-    shard_set = read_set(Path(shards or settings["shards"]))
+    shard_set = read_set(as_place(str(shards or settings["shards"])))
     index = index_for(shard_set, about, split)
     size = shard_set.recipe.width, shard_set.recipe.height
     model = make_model(
@@ -80,7 +91,11 @@ def evaluate_run(
     model = compute.prepare(model)
     mean, std = tuple(about["mean"]), tuple(about["std"])
     with ClipStream(
-        index, frames_per_clip=settings["frames"], batch_size=batch_size, device=compute.device
+        index,
+        frames_per_clip=settings["frames"],
+        batch_size=batch_size,
+        device=compute.device,
+        shards=cache_for(index, cache, cache_size),
     ) as stream:
         kind = settings.get("input", "rgb")
         found = predict_split(model, stream, compute, clips=clips, mean=mean, std=std, kind=kind)

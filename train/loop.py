@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ from torch.nn import functional
 from models import count_parameters
 from models.family import Family
 from pipeline.errors import UserError, WorkFailed
+from pipeline.places import absolute, as_place
 from pipeline.report import Stage, Step
+from pipeline.shards.cache import cache_for
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import summarize
 from train import checkpoint
 from train.augment import augment, draw_augmentation, soft_labels
-from train.clips import training_clips
 from train.compute import choose_compute, fill_model, make_model
 from train.evaluate import predict_split
 from train.inputs import IMAGENET_MEAN, IMAGENET_STD, INPUTS, make_input
@@ -86,9 +88,18 @@ class Progress:
 class Trainer:
     """One run in progress. `fit` carries it to its end."""
 
-    def __init__(self, settings: RunSettings, out: Path, say: Say) -> None:
+    def __init__(
+        self,
+        settings: RunSettings,
+        out: Path,
+        say: Say,
+        *,
+        cache: Path | None = None,
+        cache_size: int | None = None,
+    ) -> None:
         self.settings, self.recipe, self.out, self.say = settings, settings.recipe, out, say
-        self.shard_set = read_set(Path(settings.shards))
+        self._cache = partial(cache_for, root=cache, limit=cache_size)
+        self.shard_set = read_set(as_place(settings.shards))
         self.train_index = self.shard_set.split("train")
         self.val_index = self.shard_set.split("val") if "val" in self.shard_set.splits else None
         if len(self.shard_set.labels) < 2:
@@ -200,17 +211,18 @@ class Trainer:
     def _train_epoch(self, stream: ClipStream, step: Step) -> tuple[float, float]:
         """Mean loss and accuracy over the epoch's clips."""
         self.model.train()
-        clips = training_clips(stream.index.frames, self.recipe.frames, self.settings.seed, self.progress.epoch)
         loss_sum = torch.zeros((), device=self.compute.device)
         right = torch.zeros((), device=self.compute.device)
         number = self.progress.epoch * self.steps_per_epoch
-        for batch in stream.batches(clips):
+        clips = 0
+        for batch in stream.epoch(self.progress.epoch):
             loss, logits = self._step(batch.frames, batch.labels, number)
             loss_sum += loss * len(batch.labels)
             right += (logits.argmax(1) == batch.labels).sum()
             number += 1
+            clips += len(batch.labels)
             step(len(batch.labels))
-        return loss_sum.item() / len(clips), right.item() / len(clips)
+        return loss_sum.item() / clips, right.item() / clips
 
     def _step(self, frames: torch.Tensor, labels: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         recipe = self.recipe
@@ -280,6 +292,9 @@ class Trainer:
             frames_per_clip=self.recipe.frames,
             batch_size=self.recipe.batch_size,
             device=self.compute.device,
+            seed=self.settings.seed,
+            shards=self._cache(index),
+            say=self.say,
         )
 
     def _trim_log(self) -> None:
@@ -292,7 +307,7 @@ class Trainer:
         summary = summarize(self.shard_set)
         return {
             "model": self.settings.model,
-            "settings": {**self.settings.as_dict(), "shards": str(Path(self.settings.shards).resolve())},
+            "settings": {**self.settings.as_dict(), "shards": absolute(self.settings.shards)},
             "labels": list(self.shard_set.labels),
             "mean": list(self.mean),
             "std": list(self.std),

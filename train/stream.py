@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.shards.cache import cache_for
 from pipeline.shards.index import SplitIndex, read_set
 from train.clips import Clips, Floats, Ints, Sampling, balanced_weights, batch_bounds, rank_part, training_clips
 from train.gather import Gatherer
@@ -118,9 +119,22 @@ class ClipStream:
         self._buffers = [Buffer(shape, self.device) for _ in range(BUFFERS)]
 
     @classmethod
-    def open(cls, place: Path | str, split: str = "train", **options: Any) -> Self:
-        """The stream of a split of the set at `place`; `options` as the class has them. Raises `UserError`."""
-        return cls(read_set(place).split(split), **options)
+    def open(
+        cls,
+        place: Path | str,
+        split: str = "train",
+        *,
+        cache: Path | None = None,
+        cache_size: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """The stream of a split of the set at `place`; `options` as the class has them. Raises `UserError`.
+
+        The shards of a set behind a URL come to the folder `cache` (`default_cache`, where it is not given), of at
+        most `cache_size` bytes.
+        """
+        index = read_set(place).split(split)
+        return cls(index, shards=cache_for(index, cache, cache_size), **options)
 
     def clips(self, epoch: int) -> Clips:
         """The clips of a training epoch, of all ranks, in order."""

@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from pipeline.errors import UserError
-from pipeline.shards.index import ShardSet
+from pipeline.places import is_url
+from pipeline.shards.index import ShardSet, SplitIndex
 from pipeline.shards.sidecar import Sidecar
 from pipeline.shards.store import GaveUp, Store
 
@@ -41,6 +42,16 @@ def parse_bytes(text: str) -> int:
     return size
 
 
+def cache_for(index: SplitIndex, root: Path | None = None, limit: int | None = None) -> "ShardCache | None":
+    """A cache for the index's shards in the folder `root`, of at most `limit` bytes.
+
+    None where none is needed: the shards lie on this machine, and no `root` is asked for. Raises `UserError`.
+    """
+    if root is None and not is_url(str(index.folder)):
+        return None
+    return ShardCache(index, index.sidecars, root or default_cache(), limit)
+
+
 class ShardCache:
     """The shards of `sidecars`, numbered as there, in the folder `root` of at most `limit` bytes.
 
@@ -51,7 +62,7 @@ class ShardCache:
 
     def __init__(
         self,
-        shard_set: ShardSet,
+        shard_set: ShardSet | SplitIndex,
         sidecars: Sequence[Sidecar],
         root: Path,
         limit: int | None = None,

@@ -80,6 +80,7 @@ class SplitIndex:
     def __init__(self, shard_set: ShardSet, inside: Sequence[Sidecar]) -> None:
         self.recipe = shard_set.recipe
         self.labels = shard_set.labels
+        self.folder, self.sidecars = shard_set.folder, inside
         self.shards = [Path(str(shard_set.folder), sidecar.shard) for sidecar in inside]
         self.samples: list[Sample] = [sample for sidecar in inside for sample in sidecar.samples]
         number_of = {label: number for number, label in enumerate(self.labels)}
