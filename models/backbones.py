@@ -142,9 +142,9 @@ class VGG(Backbone):
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                nn.init.zeros_(module.bias)
 
     def stages(self) -> list[nn.Module]:
         """The five stacks."""

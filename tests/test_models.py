@@ -181,6 +181,7 @@ def test_single_frame_averages_logits_in_training_and_probabilities_in_evaluatio
         ("early_fusion", {"size": (32, 64)}, "resnet18 needs frames of more than 32 pixels, got 32×64"),
         ("single_frame", {"backbone": "alexnet"}, "no backbone is called 'alexnet'; there are resnet18, resnet34"),
         ("late_fusion", {"fusion": "sum"}, "fusion is 'mean' or 'concat', not 'sum'"),
+        ("cnn_mamba", {"depth": 0}, "cnn_mamba needs a depth of at least 1, got 0"),
         ("s3d", {"num_frames": 4}, "s3d needs at least 5 frames of 17 pixels"),
         ("s3d", {"size": (16, 112)}, "got 8 frames of 16×112"),
         ("magic", {}, "no model family is called 'magic'; there are single_frame"),
