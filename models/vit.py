@@ -127,7 +127,12 @@ class Block(nn.Module):
 
 
 def drop_rates(depth: int, last: float) -> list[float]:
-    """Stochastic depth's rate for each block: from 0 in the first to `last` in the last."""
+    """Stochastic depth's rate for each block: from 0 in the first to `last` in the last.
+
+    Raises `ValueError` for a rate outside [0, 1): at 1 nothing would be left to scale up.
+    """
+    if not 0 <= last < 1:
+        raise ValueError(f"drop_path is at least 0 and less than 1, not {last}")
     return [last * index / max(1, depth - 1) for index in range(depth)]
 
 

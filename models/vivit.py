@@ -122,6 +122,8 @@ class ViViT(Transformer):
             raise ValueError(f"vivit has no attention {attention!r}; there are {', '.join(ATTENTIONS)}")
         if embedding not in TUBELETS:
             raise ValueError(f"vivit has no embedding {embedding!r}; there are {', '.join(TUBELETS)}")
+        if temporal_depth < 1:
+            raise ValueError(f"vivit needs a temporal_depth of at least 1, got {temporal_depth}")
         tubelet = TUBELETS[embedding]
         super().__init__(
             num_frames=num_frames, size=size, in_channels=in_channels, tubelet=tubelet, inflation=inflation

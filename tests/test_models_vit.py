@@ -194,6 +194,10 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
         ("vivit", {"attention": "none"}, "no attention 'none'; there are joint"),
         ("vivit", {"embedding": "none"}, "no embedding 'none'; there are tubelet"),
         ("vivit", {"inflation": "none"}, "central_frame or average"),
+        ("vivit", {"drop_path": 1.0}, "drop_path is at least 0 and less than 1, not 1.0"),
+        ("videomae", {"drop_path": -0.1}, "drop_path is at least 0 and less than 1"),
+        ("videomae", {"drop_path": float("nan")}, "drop_path is at least 0 and less than 1"),
+        ("vivit", {"attention": "factorised_encoder", "temporal_depth": 0}, "a temporal_depth of at least 1"),
         ("videomae", {"scale": "huge"}, "no scale is called 'huge'; there are micro"),
     ],
 )
