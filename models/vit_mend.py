@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.frames import fit_channels
+
 Grid = tuple[int, int, int]  # time steps, rows, columns
 
 
@@ -61,14 +63,13 @@ def mend_kernel(foreign: Tensor, shape: torch.Size, inflation: str) -> Tensor | 
 
     From a picture's kernel, `inflation` (Arnab et al. 2021, arXiv 2103.15691, section 3.4): "central_frame" sees
     the middle frame of a tubelet as the picture, "average" all of them. A tubelet of another length counts as a
-    picture's kernel, summed over time. Other channels: the foreign ones in turn, scaled to keep the sum.
+    picture's kernel, summed over time. Other channels: see `fit_channels`.
     """
     kernel = foreign.unsqueeze(2) if foreign.ndim == 4 else foreign
     if kernel.ndim != 5 or (kernel.shape[0], *kernel.shape[3:]) != (shape[0], *shape[3:]):
         return None
     if kernel.shape[1] != shape[1]:
-        turns = torch.arange(shape[1]) % kernel.shape[1]
-        kernel = kernel[:, turns] * (kernel.shape[1] / shape[1])
+        kernel = fit_channels(kernel, shape[1])
     steps = shape[2]
     if kernel.shape[2] == steps:
         return kernel

@@ -253,14 +253,13 @@ def test_timms_vit_starts_videomae_without_the_keys_bias() -> None:
 
 
 @pytest.mark.parametrize("inflation", ["central_frame", "average"])
-@pytest.mark.parametrize(("steps", "channels"), [(1, 3), (2, 3), (3, 6), (2, 4)])
+@pytest.mark.parametrize(("steps", "channels"), [(1, 3), (2, 3), (3, 6), (2, 4), (1, 1), (2, 2)])
 def test_a_still_clip_is_embedded_as_its_picture(inflation: str, steps: int, channels: int) -> None:
     """In as many channels as there are, of a grey picture."""
     kernel, grey = torch.randn(5, 3, 16, 16), torch.randn(16, 16)
     mended = mend_kernel(kernel, torch.Size([5, channels, steps, 16, 16]), inflation)
     assert mended is not None
-    if channels % 3 == 0:
-        torch.testing.assert_close((mended * grey).sum((1, 2, 3, 4)), (kernel * grey).sum((1, 2, 3)))
+    torch.testing.assert_close((mended * grey).sum((1, 2, 3, 4)), (kernel * grey).sum((1, 2, 3)))
     used = (mended != 0).any(0).any(0).flatten(1).any(1).tolist()
     assert used == ([True] * steps if inflation == "average" else [step == steps // 2 for step in range(steps)])
 
