@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 
 class Family(nn.Module):
-    """Base of all families. `forward` maps float clips [B, T, C, H, W] to logits [B, K]."""
+    """Base of all families. `forward` maps float clips [B, T, C, H, W] to logits [B, K].
+
+    What a family's own docstring says up to its first colon is what `train models --json` tells about it.
+    """
 
     source: ClassVar[str] = ""  # the paper: authors, year, arXiv number
 

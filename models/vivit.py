@@ -94,7 +94,8 @@ class TemporalEncoder(nn.Module):
 
 
 class ViViT(Transformer):
-    """86,540,546 parameters for the base scale with joint attention, T = 16, 112×112 pixels and 2 classes.
+    """ViT on tubelets that attends over space and time, a linear head: 86,540,546 parameters for the base scale
+    with joint attention, T = 16, 112×112 pixels and 2 classes.
 
     `attention`: one of ATTENTIONS; the factorised encoder has `temporal_depth` blocks over time after those over
     space. `embedding`: "tubelet" of two frames, or "uniform" sampling, where every frame has its own patches.

@@ -150,6 +150,11 @@ def test_models_lists_every_family_with_its_parameters() -> None:
     assert 1.8 < early["gflops"] < 1.9  # ResNet-18 at 224 px takes 2 × 1.81; a quarter of the pixels, a wider stem
     assert early["weights"] == ["torchvision ResNet", "torchvision VGG with batch norm", "reelcache"]
     assert "11,646,210" in train("models").stdout
+    assert [row["about"] for row in rows if row["model"] in ("vivit", "cnn_lstm")] == [
+        "ResNet-18, Linear 512-256, two LSTM layers of 512, MLP 512-512-128-K on the last state",
+        "ViT on tubelets that attends over space and time, a linear head",
+    ]
+    assert not any("parameters" in row["about"] or "\n" in row["about"] for row in rows)
 
 
 def test_settings_survive_the_round_trip() -> None:

@@ -29,5 +29,5 @@ def _row(name: str, frames: int, size: tuple[int, int], classes: int) -> dict[st
         "input": [frames, 3, height, width],
         "weights": [*accepted_formats(name), OURS],
         "source": model.source,
-        "about": (type(model).__doc__ or "").partition(":")[0],
+        "about": " ".join((type(model).__doc__ or "").partition(":")[0].split()),
     }
