@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models import MODELS, build_model
-from train.cli import main
+from train.cli import _parse_options, main
 from train.loop import Trainer
 from train.optim import make_optimizer, set_rate
 from train.recipes import RECIPES
@@ -59,8 +59,11 @@ def test_a_familys_own_options_are_kept_with_the_run(small_set: Path, tmp_path: 
     [
         ("concat", "--option concat: must be NAME=VALUE"),
         ("in_channels=1", "--option in_channels=1: is not the family's own to choose"),
+        ("name=x", "--option name=x: is not the family's own to choose"),
+        ("size=64", "--option size=64: is not the family's own to choose"),
         ("depth=3", "late_fusion has no option 'depth'; it has in_channels, dropout, backbone, fusion"),
-        ("fusion=3", "fusion is 'mean' or 'concat', not 3"),
+        ("fusion=3", "late_fusion: option fusion is a word, such as 'mean'; got 3"),
+        ("fusion=sum", "fusion is 'mean' or 'concat', not 'sum'"),
     ],
 )
 def test_options_that_a_family_has_not_are_one_clear_line(
@@ -68,6 +71,14 @@ def test_options_that_a_family_has_not_are_one_clear_line(
 ) -> None:
     run = ["run", "--model", "late_fusion", "--shards", small_set, "--out", tmp_path / "run"]
     assert_one_clear_line(train(*run, "--option", option), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("yes", True), ("True", True), ("no", False), ("FALSE", False), ("3", 3), ("x", "x")]
+)
+def test_options_are_truth_values_numbers_or_words(word: str, value: object) -> None:
+    found = _parse_options((f"depth={word}",))["depth"]
+    assert found == value and type(found) is type(value)
 
 
 def test_every_family_has_a_recipe() -> None:

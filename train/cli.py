@@ -12,6 +12,8 @@ from pipeline.console import Commands, json_option, print_json, print_table, pro
 
 DEFAULT_SHARDS = Path("data/shards")
 DEFAULT_RUNS = Path("runs")
+TRUTH = {"true": True, "yes": True, "false": False, "no": False}
+FIXED = ("name", "num_classes", "num_frames", "size", "in_channels", "dropout")  # told by the set and other flags
 SEED = click.IntRange(0, 2**31 - 1)
 
 
@@ -197,7 +199,7 @@ def models(frames: int, size: str, classes: int, as_json: bool) -> None:
 
 
 def _parse_options(given: tuple[str, ...]) -> dict[str, Any]:
-    """`depth=3 bidirectional=true fusion=concat` → values as JSON has them, else words. Raises `UserError`."""
+    """`depth=3 bidirectional=yes fusion=concat` → truth values and numbers, else words. Raises `UserError`."""
     import json
 
     from pipeline.errors import UserError
@@ -207,10 +209,10 @@ def _parse_options(given: tuple[str, ...]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"--option {text}: must be NAME=VALUE, such as fusion=concat")
-        if name in ("in_channels", "dropout"):  # told by the frames and by --dropout
+        if name in FIXED:
             raise UserError(f"--option {text}: is not the family's own to choose")
         try:
-            options[name] = json.loads(value)
+            options[name] = TRUTH[value.lower()] if value.lower() in TRUTH else json.loads(value)
         except ValueError:
             options[name] = value
     return options
