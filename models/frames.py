@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from models.backbones import get_backbone
 from models.family import Family
+from models.origin import Origin
 
 
 class FrameFamily(Family):
@@ -31,7 +32,7 @@ class FrameFamily(Family):
         features: Tensor = self.trunk(pictures)
         return features.view(*clips.shape[:2], -1)
 
-    def mend(self, name: str, foreign: Tensor) -> Tensor | None:
+    def mend(self, name: str, foreign: Tensor, origin: Origin | None) -> Tensor | None:  # noqa: ARG002
         """First convolutions for another number of channels."""
         return fit_channels(foreign, self.channels) if name == f"trunk.{self.trunk.stem}" else None
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.origin import Origin
 from models.vit import (
     EPS,
     Attention,
@@ -22,6 +23,7 @@ from models.vit import (
     init_head,
     init_linear,
 )
+from models.vit_mend import mend_positions
 
 TUBELETS = {"tubelet": 2, "uniform": 1}  # embedding -> frames of a token
 ATTENTIONS = ("joint", "factorised_encoder", "factorised_self_attention", "factorised_dot_product")
@@ -182,6 +184,13 @@ class ViViT(Transformer):
             x = self.temporal(x.view(len(clips), self.grid[0], -1))
         logits: Tensor = self.head(self.dropout(x))
         return logits
+
+    def mend(self, name: str, foreign: Tensor, origin: Origin | None) -> Tensor | None:
+        """As every transformer, and the positions in time of a factorised encoder for another number of steps."""
+        if name == "temporal.pos_embed" and foreign.ndim == 3:
+            steps = foreign.shape[1] - 1
+            return mend_positions(foreign, self.get_parameter(name).shape, (self.grid[0], 1, 1), (steps, 1, 1))
+        return super().mend(name, foreign, origin)
 
     def stages(self) -> Sequence[nn.Module | nn.Parameter]:
         """The embedding with positions and [class] token, each block, the head with the norm before it."""

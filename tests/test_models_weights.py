@@ -16,7 +16,10 @@ from torch.nn import functional
 from models import build_model
 from models.family import Family
 from models.frames import fit_channels
+from models.origin import Origin
+from models.vit_mend import resize_positions
 from models.weights import load_weights
+from train.checkpoint import save_weights
 
 State = dict[str, Tensor]
 
@@ -55,6 +58,13 @@ def saved(state: Any, path: Path) -> Path:
         save_file(state, path)
     else:
         torch.save(state, path)
+    return path
+
+
+def ours(model: Family, family: str, path: Path) -> Path:
+    """As a run of that family saves it."""
+    origin = Origin(family, {}, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), model.grid)
+    save_weights(path, model, origin)
     return path
 
 
@@ -148,11 +158,64 @@ def test_the_first_layer_of_a_family_with_other_channels_is_mended(tmp_path: Pat
 
 def test_a_run_gives_all_but_a_head_for_other_classes_and_its_normalisation(tmp_path: Path) -> None:
     run = fresh("late_fusion", num_classes=5)
-    saved(dict(run.state_dict()), tmp_path / "best.safetensors")
-    (tmp_path / "run.json").write_text(json.dumps({"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}))
+    ours(run, "late_fusion", tmp_path / "best.safetensors")
     loaded = load_weights(tmp_path, fresh("late_fusion"), "late_fusion")
-    assert loaded.format == "reelcache" and loaded.mean == (0.1, 0.2, 0.3) and loaded.std == (0.4, 0.5, 0.6)
+    assert (
+        loaded.format == "reelcache late_fusion"
+        and loaded.mean == (0.1, 0.2, 0.3)
+        and loaded.std == (0.4, 0.5, 0.6)
+    )
     assert set(loaded.unexpected) == set(loaded.missing) == {"head.4.bias", "head.4.weight"}
+
+
+def test_a_file_of_ours_is_known_outside_its_run(tmp_path: Path) -> None:
+    micro = {"scale": "micro", "num_frames": 2}
+    path = ours(fresh("vivit", **micro), "vivit", tmp_path / "mine.safetensors")
+    loaded = load_weights(path, fresh("vivit", **micro), "vivit")
+    assert (loaded.format, loaded.mean, loaded.missing) == ("reelcache vivit", (0.1, 0.2, 0.3), ())
+
+
+def test_a_run_folder_whose_weights_do_not_say_what_they_are_is_refused(tmp_path: Path) -> None:
+    saved(dict(fresh("s3d", num_frames=16).state_dict()), tmp_path / "best.safetensors")
+    with pytest.raises(ValueError, match=r"best.safetensors: does not say what it holds"):
+        load_weights(tmp_path, fresh("s3d", num_frames=16), "s3d")
+
+
+@pytest.mark.parametrize(
+    "told", ["{", "{}", '{"family": "s3d", "options": {}, "mean": 1, "std": [], "grid": null}']
+)
+def test_metadata_that_cannot_be_read_is_one_clear_line(tmp_path: Path, told: str) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"reelcache": told})
+    with pytest.raises(ValueError, match="its metadata cannot be read"):
+        load_weights(tmp_path / "a.safetensors", fresh("single_frame"), "single_frame")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"num_frames": 8, "size": (64, 64)}, {"num_frames": 4, "size": (96, 48)}),
+        (
+            {"num_frames": 4, "size": (64, 32)},
+            {"num_frames": 4, "size": (32, 64)},
+        ),  # as many tokens, placed otherwise
+    ],
+)
+def test_positions_of_a_run_are_resized_from_the_grid_that_it_had(
+    tmp_path: Path, given: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    run, model = (fresh("vivit", scale="micro", **options) for options in (given, wanted))
+    path = ours(run, "vivit", tmp_path / "run.safetensors")
+    load_weights(path, model, "vivit")
+    assert run.grid is not None and model.grid is not None
+    positions = run.get_parameter("pos_embed")[:, 1:]
+    found = model.get_parameter("pos_embed")[:, 1:]
+    torch.testing.assert_close(found, resize_positions(positions, run.grid, model.grid))
+
+
+def test_a_run_of_three_grey_frames_is_not_taken_for_a_picture_network(tmp_path: Path) -> None:
+    path = ours(fresh("early_fusion", num_frames=3, in_channels=1), "early_fusion", tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"trunk.conv1.weight \[64, 3, 7, 7\] for \[64, 24, 7, 7\]"):
+        load_weights(path, fresh("early_fusion"), "early_fusion")
 
 
 def test_mambas_layers_are_found_below_any_name(tmp_path: Path) -> None:

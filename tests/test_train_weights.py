@@ -99,7 +99,7 @@ def test_a_run_says_and_keeps_what_it_started_from(weights: Path, small_set: Pat
     learned = load_file(tmp_path / "run" / "last.safetensors")["trunk.layer1.0.conv1.weight"]
     torch.testing.assert_close(learned, load_file(weights)["layer1.0.conv1.weight"], rtol=0, atol=1e-6)
     chained = train(*run, "--out", tmp_path / "next", "--weights", tmp_path / "run")
-    assert "reelcache" in chained.stderr and chained.exit_code == 0
+    assert "run: reelcache early_fusion, " in chained.stderr and chained.exit_code == 0
 
 
 def test_a_run_that_never_ended_an_epoch_goes_on_without_the_file(

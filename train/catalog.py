@@ -6,7 +6,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import MODELS, count_parameters
-from models.weights import OURS, accepted_formats
+from models.origin import OURS
+from models.weights import accepted_formats
 from train.compute import make_model
 
 
