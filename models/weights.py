@@ -3,7 +3,9 @@
 What did not match is reported by name. Nothing is unpickled but tensors.
 """
 
+import argparse
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,10 +73,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(
+                [argparse.Namespace]
+            ):  # of strings and numbers, in VideoMAE's files
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{path}: cannot be read as weights: {reason or type(error).__name__}") from error
+        raise ValueError(f"{path}: cannot be read as weights: {_reason(error)}") from error
     while isinstance(content, Mapping):
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
@@ -85,6 +89,18 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not state:
         raise ValueError(f"{path}: holds no tensors by name")
     return state
+
+
+def _reason(error: Exception) -> str:
+    """One plain line: torch's are pages with colours, about how to unpickle what it has refused."""
+    text = str(error)
+    refused = re.search(r"GLOBAL (\S+) was not an allowed", text)
+    if refused:
+        return (
+            f"it holds a {refused[1]}, and only tensors and plain values are unpickled; save its state_dict alone"
+        )
+    cause = text.partition("WeightsUnpickler error: ")[2] or text
+    return re.sub(r"\x1b\[\d*m", "", cause.strip().partition("\n")[0]) or type(error).__name__
 
 
 def accepted_formats(family: str) -> list[str]:
