@@ -124,8 +124,8 @@ def choose_format(state: dict[str, Tensor], family: str, model: Family) -> tuple
     if known:
         takers = ", ".join(known[0].families)
         raise ValueError(f"{known[0].name} weights are not for {family}; they fit {takers}")
-    if any(name in state for name in model.state_dict()):
-        return _ours(None), state
+    if any(name in bare for name in model.state_dict()):
+        return _ours(None), bare
     raise ValueError(f"nothing in it is known to {family}; it holds {', '.join(state)}")
 
 

@@ -124,6 +124,14 @@ def test_a_file_that_cannot_be_unpickled_is_one_plain_line(tmp_path: Path, conte
     assert str(error.value).isprintable() and "weights_only" not in str(error.value)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_a_model_of_ours_that_was_saved_wrapped_is_known(tmp_path: Path, prefix: str) -> None:
+    model = fresh("single_frame")
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
+    loaded = load_weights(saved(wrapped, tmp_path / "a.pth"), model, "single_frame")
+    assert loaded.format == "reelcache" and not loaded.missing and not loaded.unexpected
+
+
 def test_what_did_not_match_is_named(tmp_path: Path) -> None:
     state = resnet18()
     del state["layer2.0.conv1.weight"]
