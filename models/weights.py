@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from models.backbones import find_backbone
 from models.cnn_weights import CNN_FORMATS, IMAGENET_MEAN, IMAGENET_STD
 from models.family import Family
 from models.formats import Format
@@ -26,6 +27,8 @@ FORMATS: tuple[Format, ...] = (*CNN_FORMATS, *VIT_FORMATS)
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # {"model": {…}, "epoch": 3}
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # DataParallel, torch.compile, Lightning, OpenMMLab
+
+LAYERS = ("trunk.", "blocks.", "layers.", "encoder.blocks.", "decoder.blocks.")  # no part of them may be left over
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ def load_weights(path: Path, model: Family, family: str) -> Loaded:
         if is_run and origin is None:
             raise ValueError("does not say what it holds; the run was made by another release")
         found, bare = (_ours(origin), state) if origin else choose_format(state, family, model)
-        fitting, unexpected = _fit(found.convert(bare), model, origin)
+        converted = found.convert(bare)
+        _check_network(converted, model)
+        fitting, unexpected = _fit(converted, model, origin)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     model.load_state_dict(fitting, strict=False)
@@ -134,6 +139,20 @@ def _ours(origin: Origin | None) -> Format:
     if origin is None:
         return Format(OURS, lambda _: True, dict, (), IMAGENET_MEAN, IMAGENET_STD)
     return Format(f"{OURS} {origin.family}", lambda _: True, dict, (), origin.mean, origin.std)
+
+
+def _check_network(state: dict[str, Tensor], model: Family) -> None:
+    """Raises `ValueError` where the tensors are of another backbone, or of more layers, than the model has."""
+    ours = model.state_dict()
+    own, theirs = find_backbone(ours), find_backbone(state)
+    if own and theirs and own != theirs:
+        raise ValueError(f"it holds a {theirs}, the model a {own}; choose the option backbone={theirs}")
+    parts = [part for part in LAYERS if any(name.startswith(part) for name in ours)]
+    lost = [name for name in state if name not in ours and name.startswith(tuple(parts))]
+    if lost:
+        raise ValueError(
+            f"{len(lost)} tensors have no place in this model, of another size or kind, such as {lost[0]}"
+        )
 
 
 def _fit(state: dict[str, Tensor], model: Family, origin: Origin | None) -> tuple[dict[str, Tensor], list[str]]:

@@ -132,6 +132,36 @@ def test_a_model_of_ours_that_was_saved_wrapped_is_known(tmp_path: Path, prefix:
     assert loaded.format == "reelcache" and not loaded.missing and not loaded.unexpected
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"), [("resnet34", "resnet18"), ("resnet18", "resnet50"), ("vgg16", "vgg11")]
+)
+def test_weights_of_another_backbone_name_the_one_to_choose(tmp_path: Path, given: str, wanted: str) -> None:
+    trunk = fresh("single_frame", backbone=given).get_submodule("trunk").state_dict()
+    state = {name: tensor for name, tensor in trunk.items() if not name.endswith("num_batches_tracked")}
+    with pytest.raises(
+        ValueError, match=f"it holds a {given}, the model a {wanted}; choose the option backbone={given}"
+    ):
+        load_weights(saved(state, tmp_path / "a.pth"), fresh("cnn_lstm", backbone=wanted), "cnn_lstm")
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "wanted", "lost"),
+    [
+        ("cnn_mamba", {}, {"depth": 2}, "layers.2."),
+        ("vivit", {"attention": "factorised_self_attention"}, {}, "blocks.0.*_time"),
+    ],
+)
+def test_layers_that_the_model_has_not_are_refused(
+    tmp_path: Path, family: str, given: dict[str, str], wanted: dict[str, Any], lost: str
+) -> None:
+    small = {"scale": "micro"} if family == "vivit" else {}
+    path = ours(fresh(family, **small, **given), family, tmp_path / "a.safetensors")
+    with pytest.raises(
+        ValueError, match=f"tensors have no place in this model, of another size or kind, such as {lost}"
+    ):
+        load_weights(path, fresh(family, **small, **wanted), family)
+
+
 def test_what_did_not_match_is_named(tmp_path: Path) -> None:
     state = resnet18()
     del state["layer2.0.conv1.weight"]
