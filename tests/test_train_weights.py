@@ -54,6 +54,15 @@ def test_a_familys_own_options_are_kept_with_the_run(small_set: Path, tmp_path: 
     assert train("run", "--model", "late_fusion", "--out", tmp_path / "run", "--resume").exit_code == 0
 
 
+def test_a_run_with_dropout_is_judged_and_starts_another_without(small_set: Path, tmp_path: Path) -> None:
+    run = ["run", "--model", "early_fusion", *QUICK, "--shards", small_set]
+    assert train(*run, "--dropout", 0.5, "--out", tmp_path / "run").exit_code == 0
+    judged = train("eval", tmp_path / "run")
+    assert judged.exit_code == 0, judged.output
+    again = train(*run, "--weights", tmp_path / "run", "--out", tmp_path / "again")
+    assert again.exit_code == 0 and "left as they were made" not in again.stderr
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
