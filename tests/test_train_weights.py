@@ -51,7 +51,9 @@ def test_a_familys_own_options_are_kept_with_the_run(small_set: Path, tmp_path: 
     assert train(*run, "--option", "fusion=concat").exit_code == 0
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["options"] == {"fusion": "concat"}
     assert train("eval", tmp_path / "run").exit_code == 0
-    assert train("run", "--model", "late_fusion", "--out", tmp_path / "run", "--resume").exit_code == 0
+    resume = ["run", "--model", "late_fusion", "--out", tmp_path / "run", "--resume"]
+    assert train(*resume).exit_code == 0
+    assert_one_clear_line(train(*resume, "--option", "fusion=mean"), 2, "--option {'fusion': 'mean'}: the run in")
 
 
 def test_a_run_with_dropout_is_judged_and_starts_another_without(small_set: Path, tmp_path: Path) -> None:
@@ -128,6 +130,23 @@ def test_a_run_that_never_ended_an_epoch_goes_on_without_the_file(
     assert result.exit_code == 0, result.output
     whole, stopped = ((tmp_path / name / "last.safetensors").read_bytes() for name in ("whole", "stopped"))
     assert whole == stopped
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_still_starts_from_the_weights(
+    weights: Path, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ["run", "--model", "early_fusion", *QUICK, "--shards", small_set, "--weights", weights, "--lr", 1e-9]
+
+    def stops(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_checkpoint", stops)
+        train(*run, "--out", tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+    assert train("run", "--model", "early_fusion", "--out", tmp_path / "run", "--resume").exit_code == 0
+    learned = load_file(tmp_path / "run" / "last.safetensors")["trunk.layer1.0.conv1.weight"]
+    torch.testing.assert_close(learned, load_file(weights)["layer1.0.conv1.weight"], rtol=0, atol=1e-6)
 
 
 def test_wrong_weights_are_one_clear_line_and_harm_no_run(small_set: Path, tmp_path: Path) -> None:

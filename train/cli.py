@@ -244,7 +244,8 @@ def _saved_settings(out: Path, asked: Any, given: set[str]) -> Any:
     before, now = saved.as_dict(), {**asked.as_dict(), "shards": str(Path(asked.shards).resolve())}
     for name in sorted(given & set(before)):
         if now[name] != before[name]:
-            raise UserError(f"--{name.replace('_', '-')} {now[name]}: the run in {out} has {before[name]}; "
+            flag = "option" if name == "options" else name.replace("_", "-")
+            raise UserError(f"--{flag} {now[name]}: the run in {out} has {before[name]}; "
                             "leave the flag out, or start a new run")  # fmt: skip
     return saved
 

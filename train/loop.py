@@ -148,6 +148,8 @@ class Trainer:
         if (self.out / checkpoint.CHECKPOINT).exists():
             state = checkpoint.load_checkpoint(self.out / checkpoint.CHECKPOINT, self.model, self.optimizer)
             self.progress = Progress(**state)
+        else:  # stopped between run.json and the checkpoint
+            self._load_weights()
         self._trim_log()
         self.say(f"going on from epoch {self.progress.epoch} of {self.recipe.epochs}")
 
