@@ -114,6 +114,9 @@ def test_resuming_on_a_changed_set_is_refused(set_copy: Path, tmp_path: Path) ->
         (["run", "--model", "early_fusion", "--precision", "int3"], "--precision int3"),
         (["run", "--model", "early_fusion", "--device", "abacus"], "--device abacus"),
         (["eval", "nowhere"], "nowhere: no run here"),
+        (["models", "--option", "depth=1"], "--option: say of which family with --model"),
+        (["models", "--model", "magic"], "no model family is called 'magic'; there are single_frame"),
+        (["models", "--model", "s3d", "--option", "depth=1"], "s3d has no option 'depth'"),
         (["models", "--size", "9"], "resnet18 needs frames of more than 32 pixels"),
     ],
 )
@@ -155,6 +158,13 @@ def test_models_lists_every_family_with_its_parameters() -> None:
         "ViT on tubelets that attends over space and time, a linear head",
     ]
     assert not any("parameters" in row["about"] or "\n" in row["about"] for row in rows)
+
+
+def test_models_counts_one_family_with_its_options() -> None:
+    chosen = ["--option", "scale=tiny", "--option", "embedding=uniform"]
+    (row,) = json.loads(train("models", "--model", "vivit", *chosen, "--json").stdout)["models"]
+    (base,) = json.loads(train("models", "--model", "vivit", "--json").stdout)["models"]
+    assert row["model"] == "vivit" and row["parameters"] < 6e6 and 0 < row["gflops"] < base["gflops"]
 
 
 def test_settings_survive_the_round_trip() -> None:

@@ -57,6 +57,16 @@ def recipe_options(command: Any) -> Any:
     return command
 
 
+family_option = click.option(
+    "--option",
+    "options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=lambda _ctx, _param, given: _parse_options(given),
+    help="One of the family's own, such as fusion=concat; may be repeated.",
+)
+
+
 @main.command()
 @click.option("--model", required=True, help="The family; `train models` lists them.")
 @click.option(
@@ -71,14 +81,7 @@ def recipe_options(command: Any) -> Any:
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="Start from a checkpoint's file, or from another run."
 )
-@click.option(
-    "--option",
-    "options",
-    metavar="NAME=VALUE",
-    multiple=True,
-    callback=lambda _ctx, _param, given: _parse_options(given),
-    help="One of the family's own, such as fusion=concat; may be repeated.",
-)
+@family_option
 @recipe_options
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
@@ -173,17 +176,26 @@ def evaluate(run_folder: Path, as_json: bool, device: str, precision: str, **opt
 @click.option("--frames", type=click.IntRange(1), default=16, show_default=True, help="T: frames a clip.")
 @click.option("--size", default="112", show_default=True, help="Frames: 112 (square) or 160x90.")
 @click.option("--classes", type=click.IntRange(2), default=2, show_default=True)
+@click.option("--model", help="This family alone.")
+@family_option
 @json_option
-def models(frames: int, size: str, classes: int, as_json: bool) -> None:
+def models(
+    frames: int, size: str, classes: int, model: str | None, options: dict[str, Any], as_json: bool
+) -> None:
     """List the model families: parameters, cost of a clip, input, weights they take, and paper.
 
     \b
     Example:  train models --json
+              train models --model vivit --option scale=small
     """
+    from pipeline.errors import UserError
     from pipeline.recipe import parse_size
-    from train.catalog import list_models
+    from train.catalog import describe_model, list_models
 
-    rows = list_models(frames, parse_size(size), classes)
+    if options and model is None:
+        raise UserError("--option: say of which family with --model")
+    clip = frames, parse_size(size), classes
+    rows = list_models(*clip) if model is None else [describe_model(model, *clip, **options)]
     if as_json:
         print_json({"models": rows, "flops_per_multiply_add": 2})
         return
