@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models import MODELS, build_model
+from models.origin import Origin, read_origin
+from train.augment import IMAGENET_MEAN, IMAGENET_STD
 from train.cli import _parse_options, main
 from train.loop import Trainer
 from train.optim import make_optimizer, set_rate
@@ -111,6 +113,17 @@ def test_a_run_says_and_keeps_what_it_started_from(weights: Path, small_set: Pat
     torch.testing.assert_close(learned, load_file(weights)["layer1.0.conv1.weight"], rtol=0, atol=1e-6)
     chained = train(*run, "--out", tmp_path / "next", "--weights", tmp_path / "run")
     assert "run: reelcache early_fusion, " in chained.stderr and chained.exit_code == 0
+
+
+def test_a_runs_weights_say_what_they_are(small_set: Path, tmp_path: Path) -> None:
+    run = ["run", "--model", "vivit", *QUICK, "--option", "scale=micro", "--shards", small_set]
+    assert train(*run, "--out", tmp_path / "run").exit_code == 0
+    origin = read_origin(tmp_path / "run" / "last.safetensors")
+    assert origin == Origin("vivit", {"scale": "micro"}, IMAGENET_MEAN, IMAGENET_STD, (2, 3, 3))
+    copy = (tmp_path / "run" / "best.safetensors").rename(tmp_path / "copy.safetensors")
+    longer = train(*run, "--frames", 8, "--out", tmp_path / "longer", "--weights", copy)
+    assert longer.exit_code == 0 and "copy.safetensors: reelcache vivit, " in longer.stderr
+    assert "left as they were made" not in longer.stderr and "not used" not in longer.stderr
 
 
 def test_a_run_that_never_ended_an_epoch_goes_on_without_the_file(
