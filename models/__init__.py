@@ -22,26 +22,35 @@ MODELS = {
     "vivit": "models.vivit:ViViT",
     "videomae": "models.videomae:VideoMAE",
 }
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a word"}
 
 
 def build_model(name: str, *, num_classes: int, num_frames: int, size: tuple[int, int], **options: Any) -> Family:
     """The family's network with fresh weights.
 
     `size`: (width, height) of a frame in pixels. Raises `ValueError` for a name that is not in MODELS, and for
-    an option or an input that the family does not take.
+    an option, a kind of option or an input that the family does not take.
     """
     if name not in MODELS:
         raise ValueError(f"no model family is called {name!r}; there are {', '.join(MODELS)}")
     module, _, cls = MODELS[name].partition(":")
     family = getattr(import_module(module), cls)
-    known = [
-        option for option in signature(family).parameters if option not in ("num_classes", "num_frames", "size")
-    ]
-    for option in options:
-        if option not in known:
-            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+    _check_options(name, options, {p.name: p.default for p in signature(family).parameters.values()})
     model: Family = family(num_classes=num_classes, num_frames=num_frames, size=size, **options)
     return model
+
+
+def _check_options(name: str, options: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Raises `ValueError` for an option that the family has not, or of another kind than its default."""
+    known = [option for option in defaults if option not in ("num_classes", "num_frames", "size")]
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+        kind = type(defaults[option])
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ValueError(
+                f"{name}: option {option} is {KINDS[kind]}, such as {defaults[option]!r}; got {value!r}"
+            )
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,8 +1,10 @@
 """Networks for single pictures, shared by the 2D families: ResNet and VGG without their classifiers, averaged
 over the picture. Parameter names are torchvision's, so that its checkpoints fit: conv1, layer1.0.conv1, …"""
 
+from collections.abc import Iterable
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -142,9 +144,9 @@ class VGG(Backbone):
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                nn.init.zeros_(module.bias)
 
     def stages(self) -> list[nn.Module]:
         """The five stacks."""
@@ -181,6 +183,17 @@ BACKBONES: dict[str, type[ResNet] | type[VGG]] = {
     "vgg11": VGG11,
     "vgg16": VGG16,
 }
+
+
+def find_backbone(names: Iterable[str]) -> str | None:
+    """The row of BACKBONES that is behind the names of a whole model, below `trunk.`; None where none is."""
+    weights = {name for name in names if name.startswith("trunk.") and name.endswith(".weight")}
+    with torch.device("meta"):
+        owns = {row: backbone().state_dict() for row, backbone in BACKBONES.items()}
+    for row, own in owns.items():
+        if weights == {f"trunk.{name}" for name in own if name.endswith(".weight")}:
+            return row
+    return None
 
 
 def get_backbone(name: str, in_channels: int = 3) -> ResNet | VGG:

@@ -24,6 +24,8 @@ class CnnMamba(FrameFamily):
         backbone: str = "resnet18",
         depth: int = 3,
     ) -> None:
+        if depth < 1:
+            raise ValueError(f"cnn_mamba needs a depth of at least 1, got {depth}")
         super().__init__(in_channels, size, backbone)
         width = self.trunk.width
         self.layers = nn.ModuleList(MambaLayer(width) for _ in range(depth))

@@ -8,6 +8,7 @@ everything after it is an ordinary ResNet-18. Cheap: one picture's cost for a wh
 from torch import Tensor
 
 from models.frames import FrameFamily, check_length, fit_channels, mlp
+from models.origin import Origin
 
 
 class EarlyFusion(FrameFamily):
@@ -36,10 +37,11 @@ class EarlyFusion(FrameFamily):
         logits: Tensor = self.head(self.trunk(x))
         return logits
 
-    def mend(self, name: str, foreign: Tensor) -> Tensor | None:
+    def mend(self, name: str, foreign: Tensor, origin: Origin | None) -> Tensor | None:
         """The first convolution of a picture network, inflated: a clip that stands still is answered as its frame
         was. That of another length of clip cannot be mended."""
-        if name != f"trunk.{self.trunk.stem}" or foreign.shape[1] != 3:
+        of_clips = origin is not None and origin.family == "early_fusion"  # three grey frames look like RGB
+        if name != f"trunk.{self.trunk.stem}" or of_clips or foreign.shape[1] != 3:
             return None
         frame = fit_channels(foreign, self.channels // self.num_frames)
         return frame.repeat(1, self.num_frames, 1, 1) / self.num_frames

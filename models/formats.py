@@ -18,5 +18,5 @@ class Format:
     recognises: Callable[[set[str]], bool]
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     families: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]

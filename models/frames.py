@@ -1,11 +1,13 @@
 """What the families that look at pictures have in common: a backbone `trunk`, and something on top of it."""
 
 import itertools
+from collections import OrderedDict
 
 from torch import Tensor, nn
 
 from models.backbones import get_backbone
 from models.family import Family
+from models.origin import Origin
 
 
 class FrameFamily(Family):
@@ -31,7 +33,7 @@ class FrameFamily(Family):
         features: Tensor = self.trunk(pictures)
         return features.view(*clips.shape[:2], -1)
 
-    def mend(self, name: str, foreign: Tensor) -> Tensor | None:
+    def mend(self, name: str, foreign: Tensor, origin: Origin | None) -> Tensor | None:  # noqa: ARG002
         """First convolutions for another number of channels."""
         return fit_channels(foreign, self.channels) if name == f"trunk.{self.trunk.stem}" else None
 
@@ -49,14 +51,15 @@ def fit_channels(kernel: Tensor, channels: int) -> Tensor:
 
 
 def mlp(*widths: int, dropout: float = 0.0) -> nn.Sequential:
-    """Linear layers with ReLU between them, and dropout before the last."""
-    layers: list[nn.Module] = []
-    for width_in, width_out in itertools.pairwise(widths):
-        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
-    layers.pop()
-    if dropout:
-        layers.insert(len(layers) - 1, nn.Dropout(dropout))
-    return nn.Sequential(*layers)
+    """Linear layers with ReLU between them, and dropout before the last; their names are the same without it."""
+    layers: dict[str, nn.Module] = {}
+    for number, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
+        if number:
+            layers[str(2 * number - 1)] = nn.ReLU()
+        if number == len(widths) - 2:
+            layers["dropout"] = nn.Dropout(dropout)
+        layers[str(2 * number)] = nn.Linear(width_in, width_out)
+    return nn.Sequential(OrderedDict(layers))
 
 
 def check_length(clips: Tensor, num_frames: int, family: str) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from models.family import Family
 from models.frames import fit_channels, mlp
+from models.origin import Origin
 
 
 class ConvNorm(nn.Sequential):
@@ -123,7 +124,7 @@ class S3D(Family):
         """The trunk's layers that learn, then the head."""
         return [*(layer for layer in self.trunk.features if not isinstance(layer, nn.MaxPool3d)), self.head]
 
-    def mend(self, name: str, foreign: Tensor) -> Tensor | None:
+    def mend(self, name: str, foreign: Tensor, origin: Origin | None) -> Tensor | None:  # noqa: ARG002
         """The first convolution for another number of channels."""
         return fit_channels(foreign, self.in_channels) if name == f"trunk.{S3DTrunk.stem}" else None
 

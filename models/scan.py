@@ -4,8 +4,11 @@
 All take u, Δ [B, L, D], A [D, N] (negative), B, C [B, L, N] in float32 and return y [B, L, D].
 """
 
+import functools
 import importlib.util
+import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,19 +28,35 @@ def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) ->
         u, delta, a, b, c = (tensor.float() for tensor in (u, delta, a, b, c))
         if torch.compiler.is_compiling():  # so it is under torch.compile and torch.export
             return doubling_scan(u, delta, a, b, c)
-        if u.is_cuda and importlib.util.find_spec("mamba_ssm") is not None:
-            return _kernel_scan(u, delta, a, b, c)
+        if u.is_cuda and (kernel := find_kernel()) is not None:
+            return _kernel_scan(kernel, u, delta, a, b, c)
         if u.device.type == "cpu":
             return blocked_scan(u, delta, a, b, c)
         return doubling_scan(u, delta, a, b, c)
 
 
-def _kernel_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    kernel = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+@functools.cache
+def find_kernel() -> Callable[..., Tensor] | None:
+    """mamba-ssm's scan, or None. Where it is installed and of no use (its CUDA part is built only on demand), the
+    log says why, once."""
+    if importlib.util.find_spec("mamba_ssm") is None:
+        return None
+    try:
+        importlib.import_module("selective_scan_cuda")
+        interface = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+    except (ImportError, OSError, RuntimeError) as error:  # not built, built for another torch, no compiler
+        logging.getLogger(__name__).warning("mamba-ssm cannot be used, Mamba takes longer without: %s", error)
+        return None
+    kernel: Callable[..., Tensor] = interface.selective_scan_fn
+    return kernel
+
+
+def _kernel_scan(
+    kernel: Callable[..., Tensor], u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor
+) -> Tensor:
     rows = (tensor.transpose(1, 2).contiguous() for tensor in (u, delta, b, c))  # the kernel has time last
     u, delta, b, c = rows
-    y: Tensor = kernel.selective_scan_fn(u, delta, a.contiguous(), b, c)
-    return y.transpose(1, 2)
+    return kernel(u, delta, a.contiguous(), b, c).transpose(1, 2)
 
 
 def doubling_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:

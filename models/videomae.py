@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.origin import Grid
 from models.vit import (
     EPS,
     PATCH,
@@ -23,7 +24,7 @@ from models.vit import (
     init_linear,
     join_tubelets,
 )
-from models.vit_mend import Grid, resize_positions
+from models.vit_mend import resize_positions
 
 TUBELET = 2  # frames of a token
 NATIVE_GRID = (8, 14, 14)  # 16 frames of 224×224 pixels: what the published weights were trained on

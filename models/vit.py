@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.family import Family
+from models.origin import Grid, Origin
 from models.vit_mend import mend_kernel, mend_positions
 
 PATCH = 16  # pixels of a patch's side
@@ -127,7 +128,12 @@ class Block(nn.Module):
 
 
 def drop_rates(depth: int, last: float) -> list[float]:
-    """Stochastic depth's rate for each block: from 0 in the first to `last` in the last."""
+    """Stochastic depth's rate for each block: from 0 in the first to `last` in the last.
+
+    Raises `ValueError` for a rate outside [0, 1): at 1 nothing would be left to scale up.
+    """
+    if not 0 <= last < 1:
+        raise ValueError(f"drop_path is at least 0 and less than 1, not {last}")
     return [last * index / max(1, depth - 1) for index in range(depth)]
 
 
@@ -178,7 +184,7 @@ class Transformer(Family):
         if inflation not in ("central_frame", "average"):
             raise ValueError(f"inflation is central_frame or average, not {inflation!r}")
         self.clip_shape = (num_frames, in_channels, height, width)
-        self.grid = (num_frames // tubelet, height // PATCH, width // PATCH)
+        self.grid: Grid = (num_frames // tubelet, height // PATCH, width // PATCH)
         self.tubelet = tubelet
         self.inflation = inflation
 
@@ -198,13 +204,13 @@ class Transformer(Family):
         tokens = ("cls_token", "pos_embed", "mask_token")
         return super().undecayed() | {p for name, p in self.named_parameters() if name.endswith(tokens)}
 
-    def mend(self, name: str, foreign: Tensor) -> Tensor | None:
+    def mend(self, name: str, foreign: Tensor, origin: Origin | None) -> Tensor | None:
         """Kernels of pictures, or for other channels, and positions of another grid are mended."""
         own = self.get_parameter(name)
         if name.endswith("patch_embed.proj.weight"):
             return mend_kernel(foreign, own.shape, self.inflation)
         if name == "pos_embed":
-            return mend_positions(foreign, own.shape, self.grid)
+            return mend_positions(foreign, own.shape, self.grid, origin.grid if origin else None)
         return None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.origin import Origin
 from models.vit import (
     EPS,
     Attention,
@@ -22,6 +23,7 @@ from models.vit import (
     init_head,
     init_linear,
 )
+from models.vit_mend import mend_positions
 
 TUBELETS = {"tubelet": 2, "uniform": 1}  # embedding -> frames of a token
 ATTENTIONS = ("joint", "factorised_encoder", "factorised_self_attention", "factorised_dot_product")
@@ -94,7 +96,8 @@ class TemporalEncoder(nn.Module):
 
 
 class ViViT(Transformer):
-    """86,540,546 parameters for the base scale with joint attention, T = 16, 112×112 pixels and 2 classes.
+    """ViT on tubelets that attends over space and time, a linear head: 86,540,546 parameters for the base scale
+    with joint attention, T = 16, 112×112 pixels and 2 classes.
 
     `attention`: one of ATTENTIONS; the factorised encoder has `temporal_depth` blocks over time after those over
     space. `embedding`: "tubelet" of two frames, or "uniform" sampling, where every frame has its own patches.
@@ -122,6 +125,8 @@ class ViViT(Transformer):
             raise ValueError(f"vivit has no attention {attention!r}; there are {', '.join(ATTENTIONS)}")
         if embedding not in TUBELETS:
             raise ValueError(f"vivit has no embedding {embedding!r}; there are {', '.join(TUBELETS)}")
+        if temporal_depth < 1:
+            raise ValueError(f"vivit needs a temporal_depth of at least 1, got {temporal_depth}")
         tubelet = TUBELETS[embedding]
         super().__init__(
             num_frames=num_frames, size=size, in_channels=in_channels, tubelet=tubelet, inflation=inflation
@@ -179,6 +184,13 @@ class ViViT(Transformer):
             x = self.temporal(x.view(len(clips), self.grid[0], -1))
         logits: Tensor = self.head(self.dropout(x))
         return logits
+
+    def mend(self, name: str, foreign: Tensor, origin: Origin | None) -> Tensor | None:
+        """As every transformer, and the positions in time of a factorised encoder for another number of steps."""
+        if name == "temporal.pos_embed" and foreign.ndim == 3:
+            steps = foreign.shape[1] - 1
+            return mend_positions(foreign, self.get_parameter(name).shape, (self.grid[0], 1, 1), (steps, 1, 1))
+        return super().mend(name, foreign, origin)
 
     def stages(self) -> Sequence[nn.Module | nn.Parameter]:
         """The embedding with positions and [class] token, each block, the head with the norm before it."""

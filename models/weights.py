@@ -3,8 +3,9 @@
 What did not match is reported by name. Nothing is unpickled but tensors.
 """
 
-import json
+import argparse
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +16,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from models.backbones import find_backbone
 from models.cnn_weights import CNN_FORMATS, IMAGENET_MEAN, IMAGENET_STD
 from models.family import Family
 from models.formats import Format
+from models.origin import OURS, Origin, read_origin
 from models.vit_weights import VIT_FORMATS
 
 FORMATS: tuple[Format, ...] = (*CNN_FORMATS, *VIT_FORMATS)
-OURS = "reelcache"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # {"model": {…}, "epoch": 3}
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # DataParallel, torch.compile, Lightning, OpenMMLab
-Triple = tuple[float, float, float]
+
+LAYERS = ("trunk.", "blocks.", "layers.", "encoder.blocks.", "decoder.blocks.")  # no part of them may be left over
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Loaded:
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-    mean: Triple
-    std: Triple
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def load_weights(path: Path, model: Family, family: str) -> Loaded:
@@ -48,13 +51,18 @@ def load_weights(path: Path, model: Family, family: str) -> Loaded:
     Raises `ValueError` where the file cannot be read, is of no known format or of one that the family does not
     take, where nothing matches or a shape cannot be mended; then the model is as it was.
     """
-    if path.is_dir():
+    is_run = path.is_dir()
+    if is_run:
         path = path / "best.safetensors"
     state = read_state(path)
+    origin = read_origin(path)
     try:
-        ours = _run_format(path)
-        found, bare = (ours, state) if ours else choose_format(state, family, model)
-        fitting, unexpected = _fit(found.convert(bare), model)
+        if is_run and origin is None:
+            raise ValueError("does not say what it holds; the run was made by another release")
+        found, bare = (_ours(origin), state) if origin else choose_format(state, family, model)
+        converted = found.convert(bare)
+        _check_network(converted, model)
+        fitting, unexpected = _fit(converted, model, origin)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     model.load_state_dict(fitting, strict=False)
@@ -70,10 +78,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(
+                [argparse.Namespace]
+            ):  # of strings and numbers, in VideoMAE's files
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{path}: cannot be read as weights: {reason or type(error).__name__}") from error
+        raise ValueError(f"{path}: cannot be read as weights: {_reason(error)}") from error
     while isinstance(content, Mapping):
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
@@ -84,6 +94,18 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not state:
         raise ValueError(f"{path}: holds no tensors by name")
     return state
+
+
+def _reason(error: Exception) -> str:
+    """One plain line: torch's are pages with colours, about how to unpickle what it has refused."""
+    text = str(error)
+    refused = re.search(r"GLOBAL (\S+) was not an allowed", text)
+    if refused:
+        return (
+            f"it holds a {refused[1]}, and only tensors and plain values are unpickled; save its state_dict alone"
+        )
+    cause = text.partition("WeightsUnpickler error: ")[2] or text
+    return re.sub(r"\x1b\[\d*m", "", cause.strip().partition("\n")[0]) or type(error).__name__
 
 
 def accepted_formats(family: str) -> list[str]:
@@ -107,38 +129,45 @@ def choose_format(state: dict[str, Tensor], family: str, model: Family) -> tuple
     if known:
         takers = ", ".join(known[0].families)
         raise ValueError(f"{known[0].name} weights are not for {family}; they fit {takers}")
-    if any(name in state for name in model.state_dict()):
-        return _ours(IMAGENET_MEAN, IMAGENET_STD), state
+    if any(name in bare for name in model.state_dict()):
+        return _ours(None), bare
     raise ValueError(f"nothing in it is known to {family}; it holds {', '.join(state)}")
 
 
-def _run_format(path: Path) -> Format | None:
-    """Ours, with the normalisation of the run that the file lies in; None where it lies in no run."""
-    about = path.parent / "run.json"
-    if not about.exists():
-        return None
-    try:
-        values = json.loads(about.read_text())
-        return _ours(tuple(values["mean"]), tuple(values["std"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{about} beside it cannot be read: {error!r}") from error
+def _ours(origin: Origin | None) -> Format:
+    """Our own names; without an origin, as of a model that somebody else saved, with ImageNet's normalisation."""
+    if origin is None:
+        return Format(OURS, lambda _: True, dict, (), IMAGENET_MEAN, IMAGENET_STD)
+    return Format(f"{OURS} {origin.family}", lambda _: True, dict, (), origin.mean, origin.std)
 
 
-def _ours(mean: Triple, std: Triple) -> Format:
-    return Format(OURS, lambda _: True, dict, (), mean, std)
+def _check_network(state: dict[str, Tensor], model: Family) -> None:
+    """Raises `ValueError` where the tensors are of another backbone, or of more layers, than the model has."""
+    ours = model.state_dict()
+    own, theirs = find_backbone(ours), find_backbone(state)
+    if own and theirs and own != theirs:
+        raise ValueError(f"it holds a {theirs}, the model a {own}; choose the option backbone={theirs}")
+    parts = [part for part in LAYERS if any(name.startswith(part) for name in ours)]
+    lost = [name for name in state if name not in ours and name.startswith(tuple(parts))]
+    if lost:
+        raise ValueError(
+            f"{len(lost)} tensors have no place in this model, of another size or kind, such as {lost[0]}"
+        )
 
 
-def _fit(state: dict[str, Tensor], model: Family) -> tuple[dict[str, Tensor], list[str]]:
+def _fit(state: dict[str, Tensor], model: Family, origin: Origin | None) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors in our shapes, and the names that found no place. Raises `ValueError`."""
     ours = model.state_dict()
     fitting: dict[str, Tensor] = {}
     unexpected: list[str] = []
     broken: list[str] = []
+    moved = origin is not None and origin.grid not in (None, model.grid)
     for name, tensor in state.items():
         if name not in ours:
             unexpected.append(name)
             continue
-        fitted = tensor if tensor.shape == ours[name].shape else model.mend(name, tensor)
+        fits = tensor.shape == ours[name].shape and not (moved and name.endswith("pos_embed"))
+        fitted = tensor if fits else model.mend(name, tensor, origin)
         if fitted is not None and fitted.shape == ours[name].shape:
             fitting[name] = fitted
         elif name.startswith("head."):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models import MODELS, build_model, count_parameters
-from models.weights import OURS
+from models.origin import OURS
 from train.catalog import list_models
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -1,6 +1,8 @@
 """The selective scan against its definition, and the Mamba block around it."""
 
 import sys
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import pytest
@@ -67,19 +69,41 @@ def test_under_autocast_the_scan_stays_in_full_precision() -> None:
     assert y.dtype == torch.float32 and torch.equal(y, scan.selective_scan(*given))
 
 
-def test_the_kernel_of_mamba_ssm_is_called_with_time_last(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def mamba_ssm(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A mamba-ssm without its CUDA part, whose scan is the definition with time last."""
+
     def selective_scan_fn(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         u, delta, b, c = (tensor.transpose(1, 2) for tensor in (u, delta, b, c))
         return by_definition(u, delta, a, b, c).transpose(1, 2)
 
-    name = "mamba_ssm.ops.selective_scan_interface"
-    module = ModuleType(name)
+    for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface"):
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(module, "selective_scan_fn", selective_scan_fn, raising=False)
-    monkeypatch.setitem(sys.modules, name, module)
-    for parent in ("mamba_ssm", "mamba_ssm.ops"):
-        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+    scan.find_kernel.cache_clear()
+    yield module
+    scan.find_kernel.cache_clear()
+
+
+def test_the_kernel_of_mamba_ssm_is_called_with_time_last(
+    mamba_ssm: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", ModuleType("selective_scan_cuda"))
+    kernel = scan.find_kernel()
+    assert kernel is mamba_ssm.selective_scan_fn
     given = inputs(16)
-    torch.testing.assert_close(scan._kernel_scan(*given), by_definition(*given))
+    torch.testing.assert_close(scan._kernel_scan(kernel, *given), by_definition(*given))
+
+
+@pytest.mark.usefixtures("mamba_ssm")
+def test_a_mamba_ssm_without_its_kernel_is_done_without_and_the_log_says_why_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert scan.find_kernel() is None and scan.find_kernel() is None
+    (line,) = caplog.messages
+    assert "mamba-ssm cannot be used" in line and "No module named 'selective_scan_cuda'" in line
 
 
 def test_a_block_is_causal() -> None:

@@ -1,5 +1,6 @@
 """`--weights`: other people's checkpoints give their numbers, and whatever does not match is named."""
 
+import argparse
 import json
 import zlib
 from pathlib import Path
@@ -16,7 +17,10 @@ from torch.nn import functional
 from models import build_model
 from models.family import Family
 from models.frames import fit_channels
+from models.origin import Origin
+from models.vit_mend import resize_positions
 from models.weights import load_weights
+from train.checkpoint import save_weights
 
 State = dict[str, Tensor]
 
@@ -58,6 +62,13 @@ def saved(state: Any, path: Path) -> Path:
     return path
 
 
+def ours(model: Family, family: str, path: Path) -> Path:
+    """As a run of that family saves it."""
+    origin = Origin(family, {}, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), model.grid)
+    save_weights(path, model, origin)
+    return path
+
+
 @pytest.mark.parametrize(
     ("file", "family", "options", "part", "suffix"),
     [
@@ -96,6 +107,59 @@ def test_wrappers_and_prefixes_are_taken_off(tmp_path: Path) -> None:
     loaded = load_weights(saved(nested, tmp_path / "b.pth"), wrapped, "single_frame")
     assert loaded.format == "torchvision ResNet" and len(loaded.matched) == len(state) - 2
     assert torch.equal(wrapped.state_dict()["trunk.conv1.weight"], plain.state_dict()["trunk.conv1.weight"])
+
+
+def test_the_arguments_in_videomaes_own_files_do_no_harm(tmp_path: Path) -> None:
+    model = fresh("videomae", scale="micro")
+    content = {"model": dict(model.state_dict()), "epoch": 3, "args": argparse.Namespace(lr=1e-3, model="vit")}
+    loaded = load_weights(saved(content, tmp_path / "a.pth"), fresh("videomae", scale="micro"), "videomae")
+    assert loaded.format == "VideoMAE" and not loaded.missing and not loaded.unexpected
+
+
+@pytest.mark.parametrize("content", [b"no zip, no pickle", b"\x80\x02cnumpy\narray\n."])
+def test_a_file_that_cannot_be_unpickled_is_one_plain_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.pth: cannot be read as weights: \w") as error:
+        load_weights(tmp_path / "a.pth", fresh("single_frame"), "single_frame")
+    assert str(error.value).isprintable() and "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_a_model_of_ours_that_was_saved_wrapped_is_known(tmp_path: Path, prefix: str) -> None:
+    model = fresh("single_frame")
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
+    loaded = load_weights(saved(wrapped, tmp_path / "a.pth"), model, "single_frame")
+    assert loaded.format == "reelcache" and not loaded.missing and not loaded.unexpected
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [("resnet34", "resnet18"), ("resnet18", "resnet50"), ("vgg16", "vgg11")]
+)
+def test_weights_of_another_backbone_name_the_one_to_choose(tmp_path: Path, given: str, wanted: str) -> None:
+    trunk = fresh("single_frame", backbone=given).get_submodule("trunk").state_dict()
+    state = {name: tensor for name, tensor in trunk.items() if not name.endswith("num_batches_tracked")}
+    with pytest.raises(
+        ValueError, match=f"it holds a {given}, the model a {wanted}; choose the option backbone={given}"
+    ):
+        load_weights(saved(state, tmp_path / "a.pth"), fresh("cnn_lstm", backbone=wanted), "cnn_lstm")
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "wanted", "lost"),
+    [
+        ("cnn_mamba", {}, {"depth": 2}, "layers.2."),
+        ("vivit", {"attention": "factorised_self_attention"}, {}, "blocks.0.*_time"),
+    ],
+)
+def test_layers_that_the_model_has_not_are_refused(
+    tmp_path: Path, family: str, given: dict[str, str], wanted: dict[str, Any], lost: str
+) -> None:
+    small = {"scale": "micro"} if family == "vivit" else {}
+    path = ours(fresh(family, **small, **given), family, tmp_path / "a.safetensors")
+    with pytest.raises(
+        ValueError, match=f"tensors have no place in this model, of another size or kind, such as {lost}"
+    ):
+        load_weights(path, fresh(family, **small, **wanted), family)
 
 
 def test_what_did_not_match_is_named(tmp_path: Path) -> None:
@@ -148,11 +212,64 @@ def test_the_first_layer_of_a_family_with_other_channels_is_mended(tmp_path: Pat
 
 def test_a_run_gives_all_but_a_head_for_other_classes_and_its_normalisation(tmp_path: Path) -> None:
     run = fresh("late_fusion", num_classes=5)
-    saved(dict(run.state_dict()), tmp_path / "best.safetensors")
-    (tmp_path / "run.json").write_text(json.dumps({"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}))
+    ours(run, "late_fusion", tmp_path / "best.safetensors")
     loaded = load_weights(tmp_path, fresh("late_fusion"), "late_fusion")
-    assert loaded.format == "reelcache" and loaded.mean == (0.1, 0.2, 0.3) and loaded.std == (0.4, 0.5, 0.6)
+    assert (
+        loaded.format == "reelcache late_fusion"
+        and loaded.mean == (0.1, 0.2, 0.3)
+        and loaded.std == (0.4, 0.5, 0.6)
+    )
     assert set(loaded.unexpected) == set(loaded.missing) == {"head.4.bias", "head.4.weight"}
+
+
+def test_a_file_of_ours_is_known_outside_its_run(tmp_path: Path) -> None:
+    micro = {"scale": "micro", "num_frames": 2}
+    path = ours(fresh("vivit", **micro), "vivit", tmp_path / "mine.safetensors")
+    loaded = load_weights(path, fresh("vivit", **micro), "vivit")
+    assert (loaded.format, loaded.mean, loaded.missing) == ("reelcache vivit", (0.1, 0.2, 0.3), ())
+
+
+def test_a_run_folder_whose_weights_do_not_say_what_they_are_is_refused(tmp_path: Path) -> None:
+    saved(dict(fresh("s3d", num_frames=16).state_dict()), tmp_path / "best.safetensors")
+    with pytest.raises(ValueError, match=r"best.safetensors: does not say what it holds"):
+        load_weights(tmp_path, fresh("s3d", num_frames=16), "s3d")
+
+
+@pytest.mark.parametrize(
+    "told", ["{", "{}", '{"family": "s3d", "options": {}, "mean": 1, "std": [], "grid": null}']
+)
+def test_metadata_that_cannot_be_read_is_one_clear_line(tmp_path: Path, told: str) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"reelcache": told})
+    with pytest.raises(ValueError, match="its metadata cannot be read"):
+        load_weights(tmp_path / "a.safetensors", fresh("single_frame"), "single_frame")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"num_frames": 8, "size": (64, 64)}, {"num_frames": 4, "size": (96, 48)}),
+        (
+            {"num_frames": 4, "size": (64, 32)},
+            {"num_frames": 4, "size": (32, 64)},
+        ),  # as many tokens, placed otherwise
+    ],
+)
+def test_positions_of_a_run_are_resized_from_the_grid_that_it_had(
+    tmp_path: Path, given: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    run, model = (fresh("vivit", scale="micro", **options) for options in (given, wanted))
+    path = ours(run, "vivit", tmp_path / "run.safetensors")
+    load_weights(path, model, "vivit")
+    assert run.grid is not None and model.grid is not None
+    positions = run.get_parameter("pos_embed")[:, 1:]
+    found = model.get_parameter("pos_embed")[:, 1:]
+    torch.testing.assert_close(found, resize_positions(positions, run.grid, model.grid))
+
+
+def test_a_run_of_three_grey_frames_is_not_taken_for_a_picture_network(tmp_path: Path) -> None:
+    path = ours(fresh("early_fusion", num_frames=3, in_channels=1), "early_fusion", tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"trunk.conv1.weight \[64, 3, 7, 7\] for \[64, 24, 7, 7\]"):
+        load_weights(path, fresh("early_fusion"), "early_fusion")
 
 
 def test_mambas_layers_are_found_below_any_name(tmp_path: Path) -> None:
@@ -180,7 +297,12 @@ def test_a_shape_that_cannot_be_mended_is_an_error_that_names_it(tmp_path: Path)
     [
         ({"a.b": torch.zeros(1)}, "w.pth", "s3d", "nothing in it is known to s3d; it holds a.b"),
         ({"epoch": 3}, "w.pth", "s3d", "holds no tensors by name"),
-        ({"model": Path("x")}, "w.pth", "s3d", "cannot be read as weights"),
+        (
+            {"x": Path("x")},
+            "w.pth",
+            "s3d",
+            "w.pth: cannot be read as weights: it holds a pathlib[.a-z]*PosixPath, and",
+        ),
         ({"a": torch.zeros(1)}, "w.onnx", "s3d", "weights are files that end in .safetensors"),
         (None, "w.pth", "s3d", "No such file"),
         ({"A_log": torch.zeros(1)}, "w.pth", "s3d", "mamba-ssm weights are not for s3d; they fit cnn_mamba"),

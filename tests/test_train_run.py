@@ -115,6 +115,9 @@ def test_resuming_on_a_changed_set_is_refused(set_copy: Path, tmp_path: Path) ->
         (["run", "--model", "early_fusion", "--precision", "int3"], "--precision int3"),
         (["run", "--model", "early_fusion", "--device", "abacus"], "--device abacus"),
         (["eval", "nowhere"], "nowhere: no run here"),
+        (["models", "--option", "depth=1"], "--option: say of which family with --model"),
+        (["models", "--model", "magic"], "no model family is called 'magic'; there are single_frame"),
+        (["models", "--model", "s3d", "--option", "depth=1"], "s3d has no option 'depth'"),
         (["models", "--size", "9"], "resnet18 needs frames of more than 32 pixels"),
     ],
 )
@@ -151,6 +154,18 @@ def test_models_lists_every_family_with_its_parameters() -> None:
     assert 1.8 < early["gflops"] < 1.9  # ResNet-18 at 224 px takes 2 × 1.81; a quarter of the pixels, a wider stem
     assert early["weights"] == ["torchvision ResNet", "torchvision VGG with batch norm", "reelcache"]
     assert "11,646,210" in train("models").stdout
+    assert [row["about"] for row in rows if row["model"] in ("vivit", "cnn_lstm")] == [
+        "ResNet-18, Linear 512-256, two LSTM layers of 512, MLP 512-512-128-K on the last state",
+        "ViT on tubelets that attends over space and time, a linear head",
+    ]
+    assert not any("parameters" in row["about"] or "\n" in row["about"] for row in rows)
+
+
+def test_models_counts_one_family_with_its_options() -> None:
+    chosen = ["--option", "scale=tiny", "--option", "embedding=uniform"]
+    (row,) = json.loads(train("models", "--model", "vivit", *chosen, "--json").stdout)["models"]
+    (base,) = json.loads(train("models", "--model", "vivit", "--json").stdout)["models"]
+    assert row["model"] == "vivit" and row["parameters"] < 6e6 and 0 < row["gflops"] < base["gflops"]
 
 
 def test_settings_survive_the_round_trip() -> None:

@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models import MODELS, build_model
-from train.cli import main
+from models.origin import Origin, read_origin
+from train.augment import IMAGENET_MEAN, IMAGENET_STD
+from train.cli import _parse_options, main
 from train.loop import Trainer
 from train.optim import make_optimizer, set_rate
 from train.recipes import RECIPES
@@ -51,7 +53,18 @@ def test_a_familys_own_options_are_kept_with_the_run(small_set: Path, tmp_path: 
     assert train(*run, "--option", "fusion=concat").exit_code == 0
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["options"] == {"fusion": "concat"}
     assert train("eval", tmp_path / "run").exit_code == 0
-    assert train("run", "--model", "late_fusion", "--out", tmp_path / "run", "--resume").exit_code == 0
+    resume = ["run", "--model", "late_fusion", "--out", tmp_path / "run", "--resume"]
+    assert train(*resume).exit_code == 0
+    assert_one_clear_line(train(*resume, "--option", "fusion=mean"), 2, "--option {'fusion': 'mean'}: the run in")
+
+
+def test_a_run_with_dropout_is_judged_and_starts_another_without(small_set: Path, tmp_path: Path) -> None:
+    run = ["run", "--model", "early_fusion", *QUICK, "--shards", small_set]
+    assert train(*run, "--dropout", 0.5, "--out", tmp_path / "run").exit_code == 0
+    judged = train("eval", tmp_path / "run")
+    assert judged.exit_code == 0, judged.output
+    again = train(*run, "--weights", tmp_path / "run", "--out", tmp_path / "again")
+    assert again.exit_code == 0 and "left as they were made" not in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -59,8 +72,11 @@ def test_a_familys_own_options_are_kept_with_the_run(small_set: Path, tmp_path: 
     [
         ("concat", "--option concat: must be NAME=VALUE"),
         ("in_channels=1", "--option in_channels=1: is not the family's own to choose"),
+        ("name=x", "--option name=x: is not the family's own to choose"),
+        ("size=64", "--option size=64: is not the family's own to choose"),
         ("depth=3", "late_fusion has no option 'depth'; it has in_channels, dropout, backbone, fusion"),
-        ("fusion=3", "fusion is 'mean' or 'concat', not 3"),
+        ("fusion=3", "late_fusion: option fusion is a word, such as 'mean'; got 3"),
+        ("fusion=sum", "fusion is 'mean' or 'concat', not 'sum'"),
     ],
 )
 def test_options_that_a_family_has_not_are_one_clear_line(
@@ -68,6 +84,14 @@ def test_options_that_a_family_has_not_are_one_clear_line(
 ) -> None:
     run = ["run", "--model", "late_fusion", "--shards", small_set, "--out", tmp_path / "run"]
     assert_one_clear_line(train(*run, "--option", option), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("yes", True), ("True", True), ("no", False), ("FALSE", False), ("3", 3), ("x", "x")]
+)
+def test_options_are_truth_values_numbers_or_words(word: str, value: object) -> None:
+    found = _parse_options((f"depth={word}",))["depth"]
+    assert found == value and type(found) is type(value)
 
 
 def test_every_family_has_a_recipe() -> None:
@@ -88,7 +112,18 @@ def test_a_run_says_and_keeps_what_it_started_from(weights: Path, small_set: Pat
     learned = load_file(tmp_path / "run" / "last.safetensors")["trunk.layer1.0.conv1.weight"]
     torch.testing.assert_close(learned, load_file(weights)["layer1.0.conv1.weight"], rtol=0, atol=1e-6)
     chained = train(*run, "--out", tmp_path / "next", "--weights", tmp_path / "run")
-    assert "reelcache" in chained.stderr and chained.exit_code == 0
+    assert "run: reelcache early_fusion, " in chained.stderr and chained.exit_code == 0
+
+
+def test_a_runs_weights_say_what_they_are(small_set: Path, tmp_path: Path) -> None:
+    run = ["run", "--model", "vivit", *QUICK, "--option", "scale=micro", "--shards", small_set]
+    assert train(*run, "--out", tmp_path / "run").exit_code == 0
+    origin = read_origin(tmp_path / "run" / "last.safetensors")
+    assert origin == Origin("vivit", {"scale": "micro"}, IMAGENET_MEAN, IMAGENET_STD, (2, 3, 3))
+    copy = (tmp_path / "run" / "best.safetensors").rename(tmp_path / "copy.safetensors")
+    longer = train(*run, "--frames", 8, "--out", tmp_path / "longer", "--weights", copy)
+    assert longer.exit_code == 0 and "copy.safetensors: reelcache vivit, " in longer.stderr
+    assert "left as they were made" not in longer.stderr and "not used" not in longer.stderr
 
 
 def test_a_run_that_never_ended_an_epoch_goes_on_without_the_file(
@@ -108,6 +143,23 @@ def test_a_run_that_never_ended_an_epoch_goes_on_without_the_file(
     assert result.exit_code == 0, result.output
     whole, stopped = ((tmp_path / name / "last.safetensors").read_bytes() for name in ("whole", "stopped"))
     assert whole == stopped
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_still_starts_from_the_weights(
+    weights: Path, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ["run", "--model", "early_fusion", *QUICK, "--shards", small_set, "--weights", weights, "--lr", 1e-9]
+
+    def stops(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_checkpoint", stops)
+        train(*run, "--out", tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+    assert train("run", "--model", "early_fusion", "--out", tmp_path / "run", "--resume").exit_code == 0
+    learned = load_file(tmp_path / "run" / "last.safetensors")["trunk.layer1.0.conv1.weight"]
+    torch.testing.assert_close(learned, load_file(weights)["layer1.0.conv1.weight"], rtol=0, atol=1e-6)
 
 
 def test_wrong_weights_are_one_clear_line_and_harm_no_run(small_set: Path, tmp_path: Path) -> None:

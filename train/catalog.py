@@ -6,19 +6,21 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import MODELS, count_parameters
-from models.weights import OURS, accepted_formats
+from models.origin import OURS
+from models.weights import accepted_formats
 from train.compute import make_model
 
 
 def list_models(frames: int, size: tuple[int, int], classes: int) -> list[dict[str, Any]]:
     """A row a family; `gflops` for one clip, a multiply-add counted as two. Raises `UserError`."""
-    return [_row(name, frames, size, classes) for name in MODELS]
+    return [describe_model(name, frames, size, classes) for name in MODELS]
 
 
-def _row(name: str, frames: int, size: tuple[int, int], classes: int) -> dict[str, Any]:
+def describe_model(name: str, frames: int, size: tuple[int, int], classes: int, **options: Any) -> dict[str, Any]:
+    """One such row, of a family with these options. Raises `UserError`."""
     width, height = size
     with torch.device("meta"):  # shapes without numbers: nothing is computed
-        model = make_model(name, num_classes=classes, num_frames=frames, size=size).eval()
+        model = make_model(name, num_classes=classes, num_frames=frames, size=size, **options).eval()
         clip = torch.zeros(1, frames, 3, height, width)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(clip)
@@ -29,5 +31,5 @@ def _row(name: str, frames: int, size: tuple[int, int], classes: int) -> dict[st
         "input": [frames, 3, height, width],
         "weights": [*accepted_formats(name), OURS],
         "source": model.source,
-        "about": (type(model).__doc__ or "").partition(":")[0],
+        "about": " ".join((type(model).__doc__ or "").partition(":")[0].split()),
     }

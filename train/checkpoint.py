@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.origin import Origin
 from pipeline.errors import UserError
 
 RUN, LOG, METRICS = "run.json", "log.jsonl", "metrics.json"
@@ -50,9 +51,9 @@ def read_run(run: Path) -> dict[str, Any]:
     return values
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """The model's state as safetensors, whole or not at all."""
-    _save(path, dict(model.state_dict()), {})
+def save_weights(path: Path, model: nn.Module, origin: Origin) -> None:
+    """The model's state as safetensors that say what they are, whole or not at all."""
+    _save(path, dict(model.state_dict()), origin.as_metadata())
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

@@ -14,6 +14,8 @@ from pipeline.console import PLACE, Commands, json_option, print_json, print_tab
 DEFAULT_SHARDS = Path("data/shards")
 DEFAULT_RUNS = Path("runs")
 SHARE = click.FloatRange(0, 1)
+TRUTH = {"true": True, "yes": True, "false": False, "no": False}
+FIXED = ("name", "num_classes", "num_frames", "size", "in_channels", "dropout")  # told by the set and other flags
 SEED = click.IntRange(0, 2**31 - 1)
 
 
@@ -90,6 +92,16 @@ def cache_options(command: Any) -> Any:
     return command
 
 
+family_option = click.option(
+    "--option",
+    "options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=lambda _ctx, _param, given: _parse_options(given),
+    help="One of the family's own, such as fusion=concat; may be repeated.",
+)
+
+
 @main.command()
 @click.option("--model", required=True, help="The family; `train models` lists them.")
 @click.option("--shards", type=PLACE, default=DEFAULT_SHARDS, show_default=True, help="The set: a path or URL.")
@@ -103,14 +115,7 @@ def cache_options(command: Any) -> Any:
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="Start from a checkpoint's file, or from another run."
 )
-@click.option(
-    "--option",
-    "options",
-    metavar="NAME=VALUE",
-    multiple=True,
-    callback=lambda _ctx, _param, given: _parse_options(given),
-    help="One of the family's own, such as fusion=concat; may be repeated.",
-)
+@family_option
 @recipe_options
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
@@ -253,17 +258,26 @@ def bench(
 @click.option("--frames", type=click.IntRange(1), default=16, show_default=True, help="T: frames a clip.")
 @click.option("--size", default="112", show_default=True, help="Frames: 112 (square) or 160x90.")
 @click.option("--classes", type=click.IntRange(2), default=2, show_default=True)
+@click.option("--model", help="This family alone.")
+@family_option
 @json_option
-def models(frames: int, size: str, classes: int, as_json: bool) -> None:
+def models(
+    frames: int, size: str, classes: int, model: str | None, options: dict[str, Any], as_json: bool
+) -> None:
     """List the model families: parameters, cost of a clip, input, weights they take, and paper.
 
     \b
     Example:  train models --json
+              train models --model vivit --option scale=small
     """
+    from pipeline.errors import UserError
     from pipeline.recipe import parse_size
-    from train.catalog import list_models
+    from train.catalog import describe_model, list_models
 
-    rows = list_models(frames, parse_size(size), classes)
+    if options and model is None:
+        raise UserError("--option: say of which family with --model")
+    clip = frames, parse_size(size), classes
+    rows = list_models(*clip) if model is None else [describe_model(model, *clip, **options)]
     if as_json:
         print_json({"models": rows, "flops_per_multiply_add": 2})
         return
@@ -279,7 +293,7 @@ def models(frames: int, size: str, classes: int, as_json: bool) -> None:
 
 
 def _parse_options(given: tuple[str, ...]) -> dict[str, Any]:
-    """`depth=3 bidirectional=true fusion=concat` → values as JSON has them, else words. Raises `UserError`."""
+    """`depth=3 bidirectional=yes fusion=concat` → truth values and numbers, else words. Raises `UserError`."""
     import json
 
     from pipeline.errors import UserError
@@ -289,10 +303,10 @@ def _parse_options(given: tuple[str, ...]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"--option {text}: must be NAME=VALUE, such as fusion=concat")
-        if name in ("in_channels", "dropout"):  # told by the frames and by --dropout
+        if name in FIXED:
             raise UserError(f"--option {text}: is not the family's own to choose")
         try:
-            options[name] = json.loads(value)
+            options[name] = TRUTH[value.lower()] if value.lower() in TRUTH else json.loads(value)
         except ValueError:
             options[name] = value
     return options
@@ -325,7 +339,8 @@ def _saved_settings(out: Path, asked: Any, given: set[str]) -> Any:
     before, now = saved.as_dict(), {**asked.as_dict(), "shards": absolute(asked.shards)}
     for name in sorted(given & set(before)):
         if now[name] != before[name]:
-            raise UserError(f"--{name.replace('_', '-')} {now[name]}: the run in {out} has {before[name]}; "
+            flag = "option" if name == "options" else name.replace("_", "-")
+            raise UserError(f"--{flag} {now[name]}: the run in {out} has {before[name]}; "
                             "leave the flag out, or start a new run")  # fmt: skip
     return saved
 

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from models import count_parameters
 from models.family import Family
+from models.origin import Origin
 from pipeline.errors import UserError, WorkFailed
 from pipeline.places import absolute, as_place
 from pipeline.report import Stage, Step
@@ -161,6 +162,8 @@ class Trainer:
         if (self.out / checkpoint.CHECKPOINT).exists():
             state = checkpoint.load_checkpoint(self.out / checkpoint.CHECKPOINT, self.model, self.optimizer)
             self.progress = Progress(**state)
+        else:  # stopped between run.json and the checkpoint
+            self._load_weights()
         self._trim_log()
         self.say(f"going on from epoch {self.progress.epoch} of {self.recipe.epochs}")
 
@@ -197,12 +200,16 @@ class Trainer:
             "clips_per_second": round(len(stream.index) / seconds, 1),
             "data_wait": round(waited / seconds, 5),
         }
-        checkpoint.save_weights(self.out / checkpoint.LAST, self.model)
+        self._save_weights(checkpoint.LAST)
         self._keep_best(line)
         with (self.out / checkpoint.LOG).open("a") as log:
             log.write(json.dumps(line) + "\n")
         self._save_checkpoint()
         self.say("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
+
+    def _save_weights(self, name: str) -> None:
+        origin = Origin(self.settings.model, self.settings.options, self.mean, self.std, self.model.grid)
+        checkpoint.save_weights(self.out / name, self.model, origin)
 
     def _save_checkpoint(self) -> None:
         path = self.out / checkpoint.CHECKPOINT
@@ -269,7 +276,7 @@ class Trainer:
         reached = line.get("val_accuracy", 0.0)
         if reached >= self.progress.best:
             self.progress.best, self.progress.best_epoch = reached, line["epoch"]
-            checkpoint.save_weights(self.out / checkpoint.BEST, self.model)
+            self._save_weights(checkpoint.BEST)
 
     def _close(self) -> dict[str, Any]:
         at = self.progress

@@ -1,0 +1,43 @@
+"""What a weights file of ours says of the model in it, so that it is known wherever it is copied to."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+OURS = "reelcache"  # our format, and the one key of its metadata: the order of several would not be kept
+Grid = tuple[int, int, int]  # time steps, rows, columns
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The family's name in MODELS and its options, the normalisation of RGB in [0, 1] that it was trained on, and
+    the grid that its tokens lie on, None for a family without tokens."""
+
+    family: str
+    options: dict[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    grid: Grid | None = None
+
+    def as_metadata(self) -> dict[str, str]:
+        """For the metadata of a safetensors file."""
+        return {OURS: json.dumps(asdict(self))}
+
+
+def read_origin(path: Path) -> Origin | None:
+    """What the file says of itself; None where it is none of ours. Raises `ValueError` where that is damaged."""
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(OURS)
+    if text is None:
+        return None
+    try:
+        told = json.loads(text)
+        grid = None if told["grid"] is None else (int(told["grid"][0]), int(told["grid"][1]), int(told["grid"][2]))
+        return Origin(told["family"], told["options"], tuple(told["mean"]), tuple(told["std"]), grid)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{path}: its metadata cannot be read: {error!r}") from error
