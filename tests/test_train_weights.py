@@ -12,8 +12,8 @@ from torch import nn
 
 from models import MODELS, build_model
 from models.origin import Origin, read_origin
-from train.augment import IMAGENET_MEAN, IMAGENET_STD
 from train.cli import _parse_options, main
+from train.inputs import IMAGENET_MEAN, IMAGENET_STD
 from train.loop import Trainer
 from train.optim import make_optimizer, set_rate
 from train.recipes import RECIPES
