@@ -111,7 +111,7 @@ def sliding_clips(frames: Iterator[Pixels], frames_per_clip: int, stride: int) -
             yield count - frames_per_clip, count, np.stack(held)
     if 0 < count < frames_per_clip:
         yield 0, count, np.stack(held)[clip_frames(count, frames_per_clip, 0)]
-    elif (count - frames_per_clip) % stride:
+    elif count and (count - frames_per_clip) % stride:
         yield count - frames_per_clip, count, np.stack(held)
 
 
