@@ -6,7 +6,7 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench bench-stream clean
 .DEFAULT_GOAL := test
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -41,12 +41,16 @@ format: $(VENV)/installed
 $(PEERS)/installed: benchmarks/peers.txt constraints.txt
 	$(PYTHON) -m venv $(PEERS)
 	grep -v '^#' benchmarks/peers.txt | cut -d'#' -f1 | while read peer; do \
-		$(PEERS)/bin/python $(PIP) "$$peer" || echo "$$peer: cannot be installed"; done
+		$(PEERS)/bin/python $(PIP) $$peer || echo "$$peer: cannot be installed"; done
 	touch $@
 
 bench: $(VENV)/installed $(PEERS)/installed  ## ratios against peers; needs videos: make bench VIDEOS=folder-or-csv
 	$(BIN)/python benchmarks/build.py $(VIDEOS) --peers $(PEERS)/bin/python
 	$(BIN)/python benchmarks/whole_build.py $(VIDEOS)
+
+bench-stream: $(VENV)/installed $(PEERS)/installed  ## loaders against peers; 35 GB of disk in data/bench
+	$(BIN)/python benchmarks/stream.py $(VIDEOS) --folder data/bench --peers $(PEERS)/bin/python
+	$(BIN)/python benchmarks/index.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

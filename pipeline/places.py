@@ -9,6 +9,8 @@ from typing import Any
 
 from pipeline.errors import UserError
 
+SILENCE = 30.0  # seconds in which an HTTP server must say something; a stream may take as long as it likes
+
 
 def is_url(place: Path | str) -> bool:
     """Whether fsspec has to be asked. `file://` is a path; see `as_path`."""
@@ -31,10 +33,24 @@ def filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        system, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **_patience(url))
     except (ImportError, ValueError) as error:
         raise UserError(f"{url}: {error}; fsspec's documentation says what such URLs need") from error
     return system, path
+
+
+def _patience(url: str) -> dict[str, Any]:
+    """Timeouts where fsspec has none that fit: by default a download over HTTP ends after five minutes. A user's
+    own `client_kwargs` in ~/.config/fsspec stay."""
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    if scheme not in ("http", "https") or "client_kwargs" in fsspec.config.conf.get(scheme, {}):
+        return {}
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+    return {"client_kwargs": {"timeout": timeout}}
 
 
 @contextmanager

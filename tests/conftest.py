@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from av.video.stream import VideoStream
 from click.testing import Result
+from far import FarServer, serving
 from numpy.typing import NDArray
 
 from pipeline.driver import BuildReport, Wanted, build_set
@@ -127,6 +128,21 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_video(root / "videos" / split / label / f"{number}.mp4", frames=20 + 6 * number, salt=number)
     build_set(Wanted(root / "videos", Recipe(width=48, height=48), per_shard=4), root / "shards")
     return root / "shards"
+
+
+@pytest.fixture(scope="session")
+def many(small_set: Path) -> Path:
+    """The videos of `small_set` in many shards; read it, don't write it."""
+    root = small_set.parent / "many"
+    build(small_set.parent / "videos", root, recipe=Recipe(width=48, height=48), per_shard=1)
+    return root
+
+
+@pytest.fixture
+def server(many: Path) -> Iterator[FarServer]:
+    """`many` behind HTTP."""
+    with serving(many) as far:
+        yield far
 
 
 @pytest.fixture

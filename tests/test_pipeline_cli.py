@@ -112,17 +112,20 @@ def test_strict_fails_when_a_video_was_rejected(labelled_videos: Path, tmp_path:
     assert json.loads(prep("inspect", tmp_path / "set", "--json").stdout)["videos"] == 8
 
 
+# Frames of 32 pixels in one colour become so few bytes that headers and descriptions are most of them.
+@pytest.mark.parametrize(("codec", "near"), [("raw", 0.1), ("jpeg", 0.1), ("zstd", 0.3)])
 def test_a_dry_run_counts_what_the_build_then_makes_and_writes_nothing(
-    labelled_videos: Path, tmp_path: Path
+    labelled_videos: Path, tmp_path: Path, codec: str, near: float
 ) -> None:
     (labelled_videos / "cats" / "text.mp4").write_text("not a video")
-    build = ["build-shards", labelled_videos, "--out", tmp_path / "set", "--workers", 0, "--json"]
+    out = tmp_path / "set"
+    build = ["build-shards", labelled_videos, "--out", out, "--codec", codec, "--workers", 0, "--json"]
     foreseen = json.loads(prep(*build, "--dry-run").stdout)
-    assert not (tmp_path / "set").exists()
+    assert not out.exists()
     made = json.loads(prep(*build).stdout)
     assert (foreseen["frames"], foreseen["shards"]) == (made["frames"], made["shards"])
     assert (foreseen["videos"], foreseen["unreadable"], foreseen["decode"]) == (9, 1, 9)
-    assert foreseen["bytes"] == pytest.approx(made["bytes"], rel=0.1)
+    assert foreseen["bytes"] == pytest.approx(made["bytes"], rel=near)
     again = json.loads(prep(*build, "--dry-run").stdout)
     assert (again["decode"], again["seconds"]) == (0, 0)
     assert_one_clear_line(prep(*build, "--dry-run", "--fps", 10), 2, "this run asks for fps=10, not 5")

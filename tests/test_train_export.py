@@ -15,9 +15,9 @@ from torch import nn
 from models import MODELS, build_model
 from pipeline.recipe import Recipe
 from train import export
-from train.augment import to_clips
 from train.cli import main
 from train.compute import Compute
+from train.inputs import INPUTS, make_input, to_clips
 from train.trained import Trained
 
 CPU = Compute(torch.device("cpu"), bf16=False)
@@ -37,18 +37,20 @@ def train(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def make_trained(name: str, options: dict[str, Any]) -> Trained:
+def make_trained(name: str, options: dict[str, Any], kind: str = "rgb") -> Trained:
     """A family as if trained: its last layer tells clips apart, so that parity has something to compare."""
     torch.manual_seed(0)
-    model = build_model(name, num_classes=3, num_frames=8, size=(64, 64), **options).eval()
+    model = build_model(
+        name, num_classes=3, num_frames=8, size=(64, 64), in_channels=INPUTS[kind], **options
+    ).eval()
     labels, mean, std = ("a", "b", "c"), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     nn.init.normal_(last.weight, std=last.in_features**-0.5)
     with torch.inference_mode():
-        logits = model(to_clips(some_frames(4), mean, std))
+        logits = model(make_input(to_clips(some_frames(4), mean, std), kind))
     with torch.no_grad():
         last.weight /= logits.std(0).max()
-    return Trained(model, labels, mean, std, 8, Recipe(width=64, height=64), {})
+    return Trained(model, labels, mean, std, 8, Recipe(width=64, height=64), kind, {})
 
 
 def some_frames(clips: int) -> torch.Tensor:
@@ -57,8 +59,8 @@ def some_frames(clips: int) -> torch.Tensor:
     return torch.from_numpy(noise + np.linspace(0, 191, clips).astype(np.uint8)[:, None, None, None, None])
 
 
-def parity(to: str, name: str, options: dict[str, Any], path: Path) -> float:
-    trained = make_trained(name, options)
+def parity(to: str, name: str, options: dict[str, Any], path: Path, kind: str = "rgb") -> float:
+    trained = make_trained(name, options, kind)
     target = export.TARGETS[to]
     with export._quiet():
         target.write(export._trace(trained), '{"labels": []}', path)
@@ -71,6 +73,11 @@ def parity(to: str, name: str, options: dict[str, Any], path: Path) -> float:
 @pytest.mark.parametrize(("name", "options"), FAMILIES)
 def test_every_family_exports_to_a_torch_program(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     assert parity("torch", name, options, tmp_path / "model.pt2") < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["diff", "rgb+diff"])
+def test_frame_differences_are_made_inside(kind: str, tmp_path: Path) -> None:
+    assert parity("torch", "videomae", SMALL["videomae"], tmp_path / "model.pt2", kind) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "options"), FAMILIES)

@@ -66,7 +66,8 @@ def evaluated(trained: Trained, shards: Path, split: str, batch_size: int) -> di
     """What `train eval` computes, by video."""
     index = read_set(shards).split(split)
     with ClipStream(index, frames_per_clip=FRAMES, batch_size=batch_size) as stream:
-        found = predict_split(trained.model, stream, CPU, clips=5, mean=trained.mean, std=trained.std)
+        norm = {"mean": trained.mean, "std": trained.std}
+        found = predict_split(trained.model, stream, CPU, clips=5, kind=trained.kind, **norm)
     return dict(zip(found.videos, found.probabilities.tolist(), strict=True))
 
 
@@ -79,6 +80,14 @@ def test_a_raw_video_gives_exactly_what_eval_gives_from_shards(trained: Trained,
     together = predict_videos(trained, CPU, paths, cut_by(trained, 5, None), 7, no_stage)
     for prediction, values in zip(together, expected.values(), strict=True):
         assert prediction.probabilities == pytest.approx(values, abs=1e-6)
+
+
+def test_so_it_does_for_a_model_of_frame_differences(trained: Trained, small_set: Path) -> None:
+    differences = replace(trained, kind="diff")
+    expected = evaluated(differences, small_set, "val", batch_size=1)
+    paths = [str(small_set.parent / "videos" / name) for name in expected]
+    found = predict_videos(differences, CPU, paths, cut_by(differences, 5, None), 1, no_stage)
+    assert [prediction.probabilities.tolist() for prediction in found] == list(expected.values())
 
 
 def test_so_it_does_for_jpeg_shards_and_videos_of_several_samples(trained: Trained, tmp_path: Path) -> None:

@@ -1,48 +1,137 @@
-"""Frames to model input, on the device and on whole batches: normalisation, and augmentation in training.
+"""Augmentation in training, on the device and on whole batches.
 
-Every frame of a clip gets the same transform. Draws depend on the generator alone, so a step can be repeated.
+What happens to a clip is drawn first, by NumPy on the CPU, so it is the same on every device, and a step that is
+repeated repeats it; then it is applied to the pixels. All frames of a clip get the same.
+
+    draws = draw_augmentation(settings, len(frames), size, np.random.default_rng([seed, epoch, step]))
+    clips = augment(frames, draws, IMAGENET_MEAN, IMAGENET_STD)
 """
 
+from dataclasses import dataclass, fields
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from train.inputs import Normalise, parts
+from train.recipes import Augment
+from train.transforms import (
+    Floats,
+    Ints,
+    blur,
+    change_colours,
+    colour_matrices,
+    crop_and_flip,
+    fill_boxes,
+    mix_pairs,
+)
+
+BLUR_SIGMA = (0.1, 2.0)  # pixels; SimCLR (Chen et al. 2020, arXiv 2002.05709)
+ERASED_SHARE = (0.02, 1 / 3)  # random erasing (Zhong et al. 2017, arXiv 1708.04896)
+ERASED_RATIO = 3.3
 
 
-def to_clips(frames: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 [B, T, H, W, C] → normalised float [B, T, C, H, W], a view with the channels last in memory."""
-    device = frames.device
-    scale = 1 / (255 * torch.tensor(std, device=device))
-    shift = torch.tensor(mean, device=device) / torch.tensor(std, device=device)
-    return (frames * scale - shift).permute(0, 1, 4, 2, 3)
+@dataclass(frozen=True)
+class Draws:
+    """What happens to each clip of a batch; every array has the clips first. See `train.transforms`.
+
+    A slice of it is for that part of the batch: a rank of several draws for the global batch and takes its own.
+    Clips are mixed in pairs, 0 with 1, 2 with 3, …: cut where that leaves pairs whole. The last of an odd number
+    stays as it is. Order is a permutation of all clips, so neighbours are as random a pair as any.
+    """
+
+    flip: NDArray[np.bool_]
+    crop: Ints  # boxes
+    matrix: Floats  # [B, 3, 3]
+    pull: Floats
+    sigma: Floats
+    erase: Ints  # boxes
+    weight: Floats  # of the clip's own label
+    paste: Ints  # boxes
+
+    def __getitem__(self, part: slice) -> "Draws":
+        return Draws(**{field.name: getattr(self, field.name)[part] for field in fields(self)})
+
+
+def draw_augmentation(settings: Augment, batch: int, size: tuple[int, int], rng: np.random.Generator) -> Draws:
+    """Draw for `batch` clips of `size` (height, width). A term draws the same whether others are on or off."""
+
+    def within(reach: float, centre: float = 1.0) -> Floats:
+        return centre + reach * rng.uniform(-1, 1, batch)
+
+    def chance(probability: float) -> NDArray[np.bool_]:
+        return rng.random(batch) < probability
+
+    flip = chance(settings.flip)
+    crop = _boxes(rng.uniform(settings.crop, 1, batch), settings.ratio, size, rng)
+    brightness, contrast, saturation = map(within, (settings.brightness, settings.contrast, settings.saturation))
+    hue, grey = within(settings.hue, 0.0), chance(settings.grayscale).astype(float)
+    matrix = colour_matrices(brightness, contrast, saturation, hue, grey)
+    sigma = np.where(chance(settings.blur), rng.uniform(*BLUR_SIGMA, batch), 0.0)
+    erase = _boxes(rng.uniform(*ERASED_SHARE, batch), ERASED_RATIO, size, rng)
+    erase[~chance(settings.erase)] = 0
+    weight, paste = _draw_mixing(settings, batch, size, rng)
+    return Draws(flip, crop, matrix, brightness * (1 - contrast), sigma, erase, weight, paste)
+
+
+def _boxes(share: Floats, ratio: float, size: tuple[int, int], rng: np.random.Generator) -> Ints:
+    """Boxes that cover that share of a frame, up to `ratio` times wider or higher than it, anywhere in it."""
+    stretch = np.exp(np.log(ratio) * rng.uniform(-0.5, 0.5, len(share)))
+    sides = np.sqrt(share)[:, None] * np.stack([1 / stretch, stretch], 1)
+    # A side that would stand out is as long as the frame; the other keeps the share.
+    sides = np.minimum(np.maximum(sides, share[:, None]), 1)
+    extent = np.maximum(np.rint(sides * size), 1).astype(np.int64)
+    corner = (rng.random((len(share), 2)) * (np.array(size) - extent + 1)).astype(np.int64)
+    return np.concatenate([corner, extent], 1)
+
+
+def _draw_mixing(
+    settings: Augment, batch: int, size: tuple[int, int], rng: np.random.Generator
+) -> tuple[Floats, Ints]:
+    """The weight of a clip's own label and, for CutMix, the box that it gets from the other of its pair."""
+    pairs = batch // 2
+    weight, paste = np.ones(batch), np.zeros((batch, 4), np.int64)
+    if not settings.mixes or not pairs:
+        return weight, paste
+    cut = rng.random(pairs) < settings.cut_share
+    blend = rng.beta(settings.mixup, settings.mixup, pairs) if settings.mixup else np.ones(pairs)
+    share = rng.beta(settings.cutmix, settings.cutmix, pairs) if settings.cutmix else np.zeros(pairs)
+    boxes = _boxes(share, 1.0, size, rng) * cut[:, None]
+    covered = boxes[:, 2] * boxes[:, 3] / (size[0] * size[1])
+    weight[: 2 * pairs] = np.repeat(np.where(cut, 1 - covered, blend), 2)
+    paste[: 2 * pairs] = np.repeat(boxes, 2, axis=0)
+    return weight, paste
 
 
 def augment(
-    clips: Tensor, generator: torch.Generator, *, scale: tuple[float, float], jitter: float, flip: bool = True
+    frames: Tensor,
+    draws: Draws,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Random crop resized to full size, horizontal flip, contrast and brightness, drawn once a clip.
+    """uint8 [B, T, H, W, C] → augmented and normalised [B, T, C, H, W]; `to_clips` where nothing is drawn.
 
-    `clips` [B, T, C, H, W]; `scale`: the share of the area that a crop keeps; `jitter`: how far contrast
-    (factor) and brightness (in units of the normalised input) may move.
+    What is mixed is normalised clips, their labels with `soft_labels`.
     """
-    batch = len(clips)
+    normalise = Normalise(frames, mean, std, dtype)
+    for part in parts(frames):
+        drawn = draws[part]
+        pixels = crop_and_flip(frames[part], drawn.crop, drawn.flip)
+        pixels = blur(pixels, drawn.sigma)
+        normalise(part, change_colours(pixels, drawn.matrix, drawn.pull))
+    clips = normalise.clips
+    fill_boxes(clips, draws.erase)
+    mix_pairs(clips, draws.weight, draws.paste)
+    return clips
 
-    def draw(low: float, high: float) -> Tensor:
-        values = torch.rand(batch, generator=generator) * (high - low) + low
-        return values.to(clips.device)
 
-    side = draw(*scale).sqrt()
-    mirror = torch.where(draw(0, 1) < (0.5 if flip else 0.0), -1.0, 1.0)
-    room = 1 - side
-    zero = torch.zeros_like(side)
-    across = torch.stack([side * mirror, zero, draw(-1, 1) * room], 1)
-    down = torch.stack([zero, side, draw(-1, 1) * room], 1)
-    theta = torch.stack([across, down], 1)  # [B, 2, 3]
-    pictures = clips.flatten(1, 2)  # [B, T·C, H, W]
-    grid = functional.affine_grid(theta, list(pictures.shape), align_corners=False)
-    moved = functional.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
-    contrast, brightness = draw(1 - jitter, 1 + jitter), draw(-jitter, jitter)
-    moved = moved * contrast.view(-1, 1, 1, 1) + brightness.view(-1, 1, 1, 1)
-    return moved.view(clips.shape)
+def soft_labels(labels: Tensor, draws: Draws, classes: int) -> Tensor:
+    """int64 [B] → the share of each class in each clip of a batch that `augment` mixed, [B, classes]."""
+    own = functional.one_hot(labels, classes).float()
+    partner = torch.arange(len(labels), device=labels.device) ^ 1
+    partner.clamp_(max=max(len(labels) - 1, 0))
+    weight = torch.tensor(draws.weight, dtype=torch.float32, device=labels.device)[:, None]
+    return weight * own + (1 - weight) * own[partner]

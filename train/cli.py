@@ -13,6 +13,7 @@ from train.cli_use import export, predict
 
 DEFAULT_SHARDS = Path("data/shards")
 DEFAULT_RUNS = Path("runs")
+SHARE = click.FloatRange(0, 1)
 SEED = click.IntRange(0, 2**31 - 1)
 
 
@@ -48,8 +49,22 @@ RECIPE_FLAGS: list[Callable[[Any], Any]] = [
     click.option(
         "--crop", type=click.FloatRange(0, 1, min_open=True), help="Smallest share of the area kept; 1: all."
     ),
-    click.option("--jitter", type=click.FloatRange(0, 1), help="Contrast and brightness; 0: none."),
-    click.option("--flip/--no-flip", default=None, help="Mirror half of the clips."),
+    click.option("--ratio", type=click.FloatRange(1), help="How much wider or higher a crop may be; 1: none."),
+    click.option("--flip", type=SHARE, help="Share of clips that are mirrored."),
+    click.option("--brightness", type=SHARE, help="How far its factor may be from 1; 0: no change."),
+    click.option("--contrast", type=SHARE, help="Likewise."),
+    click.option("--saturation", type=SHARE, help="Likewise."),
+    click.option("--hue", type=click.FloatRange(0, 0.5), help="How far colours may turn, of a whole turn."),
+    click.option("--grayscale", type=SHARE, help="Share of clips without colour."),
+    click.option("--blur", type=SHARE, help="Share of clips that are blurred."),
+    click.option("--erase", type=SHARE, help="Share of clips with a blank box."),
+    click.option("--mixup", type=click.FloatRange(0), help="Alpha of mixup; 0: none."),
+    click.option("--cutmix", type=click.FloatRange(0), help="Alpha of CutMix; 0: none."),
+    click.option(
+        "--input",
+        type=click.Choice(["rgb", "diff", "rgb+diff"]),
+        help="Colours, changes, or both.",
+    ),
 ]
 
 
@@ -170,6 +185,50 @@ def evaluate(run_folder: Path, as_json: bool, device: str, precision: str, **opt
         print_json(metrics)
         return
     print_table(f"{run_folder}, {metrics['split']}, {metrics['clips']} clips a video", _score_rows(metrics))
+
+
+@main.command()
+@click.option("--model", required=True, help="The family; `train models` lists them.")
+@click.option(
+    "--shards", type=click.Path(path_type=Path), default=DEFAULT_SHARDS, show_default=True, help="The set."
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Clips a step.  [default: the family's]")
+@click.option("--frames", type=click.IntRange(1), help="T: frames a clip.  [default: the family's]")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--seconds", type=click.FloatRange(0), default=10, show_default=True, help="For each of the three.")
+@json_option
+def bench(
+    model: str, shards: Path, device: str, precision: str, seconds: float, as_json: bool, **flags: Any
+) -> None:
+    """Say what holds training up: clips/s of the loader alone, the model alone, and both.
+
+    \b
+    Example:  train bench --model early_fusion
+    """
+    from dataclasses import replace
+
+    from pipeline.errors import UserError
+    from pipeline.shards.index import read_set
+    from train.recipes import RECIPES
+
+    if model not in RECIPES:
+        raise UserError(f"--model {model}: no such family; there are {', '.join(RECIPES)}")
+    recipe = replace(RECIPES[model], **{name: value for name, value in flags.items() if value is not None})
+    shard_set = read_set(shards)
+
+    from train.bench import bench as measure
+    from train.compute import choose_compute
+
+    found = measure(model, shard_set, recipe, choose_compute(device, precision), seconds)
+    if as_json:
+        print_json(found)
+        return
+    title = f"{model}, {found['batch_size']} clips of {found['frames']} frames a step, on {found['device']}"
+    names = {"loader": "loader alone", "model": "model alone, on one cached batch", "together": "both together"}
+    rows = [(label, f"{found['clips_per_second'][name]:,.1f} clips/s") for name, label in names.items()]
+    print_table(title, [*rows, ("waiting for data", f"{found['data_wait']:.2%} of the time of both")])
+    click.echo(found["advice"])
 
 
 @main.command()

@@ -11,10 +11,10 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
-from train.augment import to_clips
 from train.checkpoint import load_weights, read_run
 from train.clips import evaluation_clips
 from train.compute import Compute, make_model
+from train.inputs import INPUTS, make_input, to_clips
 from train.metrics import score
 from train.stream import ClipStream
 
@@ -36,8 +36,9 @@ def predict_split(
     clips: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    kind: str = "rgb",
 ) -> Predictions:
-    """Probabilities of every video of the stream's split: the mean over its clips."""
+    """Probabilities of every video of the stream's split: the mean over its clips, shown as `kind` of input."""
     index = stream.index
     chosen = evaluation_clips(index.frames, stream.frames_per_clip, clips)
     total = np.zeros((len(index.videos), len(index.labels)))
@@ -47,7 +48,7 @@ def predict_split(
     model.eval()
     with torch.inference_mode():
         for batch in stream.batches(chosen):
-            logits = compute.logits(model, to_clips(batch.frames, mean, std))
+            logits = compute.logits(model, make_input(to_clips(batch.frames, mean, std), kind))
             videos = index.video[batch.samples.numpy()]
             np.add.at(total, videos, logits.softmax(1).double().cpu().numpy())
             np.add.at(count, videos, 1)
@@ -72,6 +73,7 @@ def evaluate_run(
         num_classes=len(about["labels"]),
         num_frames=settings["frames"],
         size=size,
+        in_channels=INPUTS[settings.get("input", "rgb")],
         **settings.get("options", {}),
     )
     load_weights(run / f"{weights}.safetensors", model)
@@ -80,7 +82,8 @@ def evaluate_run(
     with ClipStream(
         index, frames_per_clip=settings["frames"], batch_size=batch_size, device=compute.device
     ) as stream:
-        found = predict_split(model, stream, compute, clips=clips, mean=mean, std=std)
+        kind = settings.get("input", "rgb")
+        found = predict_split(model, stream, compute, clips=clips, mean=mean, std=std, kind=kind)
     return {
         "run": str(run),
         "model": about["model"],

@@ -41,16 +41,22 @@ class Deployed(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, model: Family, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, model: Family, mean: tuple[float, ...], std: tuple[float, ...], kind: str) -> None:
         super().__init__()
         self.model = model
+        self.kind = kind
         deviation = torch.tensor(std)
         self.register_buffer("scale", 1 / (255 * deviation))
         self.register_buffer("shift", torch.tensor(mean) / deviation)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """The same arithmetic as `to_clips`, in one piece: a batch of any size can be traced through it."""
+        """`to_clips` and `make_input` without writing in place: a batch of any size can be traced through it."""
         clips = (frames * self.scale - self.shift).permute(0, 1, 4, 2, 3)  # [B, T, C, H, W]
+        if self.kind != "rgb":
+            change = clips[:, 1:] - clips[:, :-1]
+            first = change[:, :1] if frames.shape[1] > 1 else torch.zeros_like(clips)
+            change = torch.cat([first, change], 1)
+            clips = change if self.kind == "diff" else torch.cat([clips, change], 2)
         probabilities: Tensor = self.model(clips).float().softmax(1)
         return probabilities
 
@@ -111,6 +117,7 @@ def _metadata(trained: Trained, weights: str) -> dict[str, Any]:
         "weights": weights,
         "labels": list(trained.labels),
         "input": "frames: uint8 [B, T, H, W, 3], RGB; normalised inside",
+        "shown": trained.kind,
         "output": "probabilities: float32 [B, K], in the order of labels",
         "frames": trained.frames_per_clip,
         "fps": str(recipe.fps),
@@ -124,7 +131,7 @@ def _metadata(trained: Trained, weights: str) -> dict[str, Any]:
 
 
 def _trace(trained: Trained) -> ExportedProgram:
-    deployed = Deployed(trained.model, trained.mean, trained.std).eval()
+    deployed = Deployed(trained.model, trained.mean, trained.std, trained.kind).eval()
     shape = (trained.frames_per_clip, trained.recipe.height, trained.recipe.width, 3)
     example = torch.zeros((2, *shape), dtype=torch.uint8)  # of one clip, "batch" would be taken for a constant
     with torch.no_grad():

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -25,10 +26,11 @@ from pipeline.report import Stage, Step
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import summarize
 from train import checkpoint
-from train.augment import IMAGENET_MEAN, IMAGENET_STD, augment, to_clips
+from train.augment import augment, draw_augmentation, soft_labels
 from train.clips import training_clips
 from train.compute import choose_compute, fill_model, make_model
 from train.evaluate import predict_split
+from train.inputs import IMAGENET_MEAN, IMAGENET_STD, INPUTS, make_input
 from train.metrics import score
 from train.optim import learning_rate, make_optimizer, set_rate
 from train.recipes import TrainRecipe
@@ -112,6 +114,7 @@ class Trainer:
             num_frames=self.recipe.frames,
             size=(shards.recipe.width, shards.recipe.height),
             dropout=self.recipe.dropout,
+            in_channels=INPUTS[self.recipe.input],
             **self.settings.options,
         )
 
@@ -211,8 +214,7 @@ class Trainer:
 
     def _step(self, frames: torch.Tensor, labels: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         recipe = self.recipe
-        draws = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
-        torch.manual_seed(draws.initial_seed())  # dropout
+        torch.manual_seed(self.settings.seed * 1_000_003 + number)  # dropout
         rate = learning_rate(
             number,
             recipe.epochs * self.steps_per_epoch,
@@ -220,10 +222,12 @@ class Trainer:
             recipe.lr,
         )
         set_rate(self.optimizer, rate)
-        clips = to_clips(frames, self.mean, self.std)
-        clips = augment(clips, draws, scale=(recipe.crop, 1.0), jitter=recipe.jitter, flip=recipe.flip)
+        rng = np.random.default_rng([self.settings.seed, number])
+        draws = draw_augmentation(recipe, len(frames), (frames.shape[2], frames.shape[3]), rng)
+        clips = make_input(augment(frames, draws, self.mean, self.std), recipe.input)
         logits = self.compute.logits(self.model, clips)
-        loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        targets = soft_labels(labels, draws, logits.shape[1]) if recipe.mixes else labels
+        loss = functional.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
         if not torch.isfinite(loss):
             raise WorkFailed(
                 f"the loss became {loss.item()} at step {number}; try a lower --lr or --precision fp32"
@@ -243,7 +247,9 @@ class Trainer:
 
     def _score(self, index: SplitIndex, clips: int) -> dict[str, Any]:
         with self._stream(index) as stream:
-            found = predict_split(self.model, stream, self.compute, clips=clips, mean=self.mean, std=self.std)
+            found = predict_split(
+                self.model, stream, self.compute, clips=clips, mean=self.mean, std=self.std, kind=self.recipe.input
+            )
         return score(found.probabilities, found.labels, self.shard_set.labels)
 
     def _keep_best(self, line: dict[str, Any]) -> None:

@@ -1,20 +1,72 @@
 """How each family is trained unless told otherwise. A family's row is where its numbers are changed."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
-class TrainRecipe:
-    """Settings of one training run; every one can be given as a flag of `train run`.
+class Augment:
+    """How far training clips are changed; as it stands, not at all. Raises `ValueError` for what cannot be.
 
-    `lr` is the peak, reached after `warmup` epochs and followed by a cosine to zero; `crop` is the smallest
-    share of the area that a random crop keeps; `jitter` is how far contrast and brightness move; `layer_decay`
-    is the rate of each stage of the network over that of the one after it.
+    flip, grayscale, blur, erase: the probability of a mirrored clip, one without colour, a blurred one, a box
+    that is blank in all frames. crop: the smallest share of the area that a crop keeps, resized to full size;
+    ratio: how many times wider or higher than the frame its shape may be. brightness, contrast, saturation: how
+    far the factor may be from 1; hue: from 0, in turns. mixup (Zhang et al. 2017, arXiv 1710.09412), cutmix (Yun
+    et al. 2019, arXiv 1905.04899): alpha of their Beta distribution; with both, each pair of clips gets one.
     """
 
+    flip: float = 0.0
+    crop: float = 1.0
+    ratio: float = 1.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    grayscale: float = 0.0
+    blur: float = 0.0
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        highest = {"ratio": math.inf, "mixup": math.inf, "cutmix": math.inf, "hue": 0.5}
+        for field in fields(Augment):
+            value, top = getattr(self, field.name), highest.get(field.name, 1.0)
+            if not 0 <= value <= top:
+                raise ValueError(f"{field.name} {value}: must lie between 0 and {top}")
+        if not self.crop:
+            raise ValueError("crop 0: nothing would be left; 1 keeps all")
+        if self.ratio < 1:
+            raise ValueError(f"ratio {self.ratio}: must be 1 or more; 1 keeps the frame's shape")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether clips are mixed, so that labels are shares: see `soft_labels`."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def cut_share(self) -> float:
+        """The share of pairs that get CutMix, where clips are mixed."""
+        return 0.5 if self.mixup and self.cutmix else float(self.cutmix > 0)
+
+
+@dataclass(frozen=True)
+class TrainRecipe(Augment):
+    """Settings of one training run; every one can be given as a flag of `train run`.
+
+    `lr` is the peak, reached after `warmup` epochs and followed by a cosine to zero; `layer_decay` is the rate of
+    each stage of the network over that of the one after it; `input` is what of a clip the model is shown
+    (`train.inputs.INPUTS`).
+    """
+
+    flip: float = 0.5
+    crop: float = 0.6
+    brightness: float = 0.2
+    contrast: float = 0.2
     epochs: int = 20
     batch_size: int = 16
     frames: int = 16
+    input: str = "rgb"
     lr: float = 1e-3
     weight_decay: float = 0.05
     warmup: float = 1.0
@@ -22,9 +74,6 @@ class TrainRecipe:
     clip_norm: float = 1.0
     layer_decay: float = 1.0
     dropout: float = 0.0
-    crop: float = 0.6
-    jitter: float = 0.2
-    flip: bool = True
 
 
 RECIPES = {

@@ -11,16 +11,16 @@ from torch import Tensor
 from models.family import Family
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
-from train.augment import to_clips
 from train.checkpoint import RUN, load_weights, read_run
 from train.compute import Compute, make_model
+from train.inputs import INPUTS, make_input, to_clips
 
 
 @dataclass(frozen=True)
 class Trained:
     """A run's model, and what its clips are: `frames_per_clip` frames of `recipe`, normalised by `mean` and `std`.
 
-    `about` is the run's description as it stands.
+    `kind`: one of INPUTS, what of a clip the model is shown; `about` is the run's description as it stands.
     """
 
     model: Family
@@ -29,13 +29,14 @@ class Trained:
     std: tuple[float, ...]
     frames_per_clip: int
     recipe: Recipe
+    kind: str
     about: Mapping[str, Any]
 
     def probabilities(self, frames: Tensor, compute: Compute) -> Tensor:
         """Stored frames uint8 [B, T, H, W, 3] → float64 [B, K] on the CPU, the numbers of `train eval`."""
         with torch.inference_mode():
             clips = to_clips(frames.to(compute.device), self.mean, self.std)
-            return compute.logits(self.model, clips).softmax(1).double().cpu()
+            return compute.logits(self.model, make_input(clips, self.kind)).softmax(1).double().cpu()
 
 
 def load_trained(run: Path, weights: str, compute: Compute) -> Trained:
@@ -45,6 +46,11 @@ def load_trained(run: Path, weights: str, compute: Compute) -> Trained:
     for name, where in (("frames", settings), ("frames_recipe", about)):
         if name not in where:
             raise UserError(f"{run / RUN}: lacks {name}; the run was made by another release")
+    kind = settings.get("input", "rgb")
+    if kind not in INPUTS:
+        raise UserError(
+            f"{run / RUN}: input {kind!r} is none of {', '.join(INPUTS)}; the run is of another release"
+        )
     try:
         recipe = Recipe.from_dict(about["frames_recipe"])
     except UserError as error:
@@ -54,6 +60,7 @@ def load_trained(run: Path, weights: str, compute: Compute) -> Trained:
         num_classes=len(about["labels"]),
         num_frames=settings["frames"],
         size=(recipe.width, recipe.height),
+        in_channels=INPUTS[kind],
         **settings.get("options", {}),
     )
     load_weights(run / f"{weights}.safetensors", model)
@@ -64,5 +71,6 @@ def load_trained(run: Path, weights: str, compute: Compute) -> Trained:
         std=tuple(about["std"]),
         frames_per_clip=settings["frames"],
         recipe=recipe,
+        kind=kind,
         about=about,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.recipe import RECIPE_FILE, Recipe, read_recipe, recipe_text
 from pipeline.shards import FORMATS, get_format
-from pipeline.shards.folder import TEMPORARY, Folder
+from pipeline.shards.folder import TEMPORARY, Folder, ask_each
 from pipeline.shards.sidecar import SHARD, Broken, Sample, Sidecar, parse_sidecar
 
 SIDECAR = ".json"
@@ -128,19 +128,26 @@ def scan(folder: Folder, recipe: Recipe) -> Standing:
 
 def sidecars(folder: Folder, recipe: Recipe, under: str = "") -> Iterator[Sidecar]:
     """Every sidecar of the set, by name. Raises `UserError`."""
-    for name in folder.names(under):
-        if not (name.endswith(SIDECAR) if under else OWN_SIDECAR.fullmatch(name)):
-            continue
-        path = f"{under}/{name}" if under else name
+    fingerprint = recipe.fingerprint
+    found = folder.names(under)
+    names = [name for name in found if (name.endswith(SIDECAR) if under else OWN_SIDECAR.fullmatch(name))]
+    paths = [f"{under}/{name}" if under else name for name in names]
+
+    def read(path: str) -> str | None:
         try:
-            sidecar = parse_sidecar(folder.read(path), f"{folder}/{path}")
+            return folder.read(path)
         except FileNotFoundError:
-            continue  # another builder is rewriting this shard
+            return None  # another builder is rewriting this shard
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{folder}/{path}: cannot be read: {error}") from error
-        if sidecar.fingerprint != recipe.fingerprint:
+
+    for path, text in zip(paths, ask_each(folder, read, paths), strict=True):
+        if text is None:
+            continue
+        sidecar = parse_sidecar(text, f"{folder}/{path}")
+        if sidecar.fingerprint != fingerprint:
             raise UserError(
-                f"{folder}/{path}: belongs to the recipe {sidecar.fingerprint}, the set to {recipe.fingerprint}; "
+                f"{folder}/{path}: belongs to the recipe {sidecar.fingerprint}, the set to {fingerprint}; "
                 "remove it, or build with --overwrite"
             )
         yield sidecar
@@ -199,7 +206,7 @@ def end(folder: Folder, before: set[str], names: set[str]) -> None:
 
 def is_building(folder: Folder) -> bool:
     """Whether a build runs, or was stopped."""
-    return BUILDING in folder.names()
+    return folder.size(BUILDING) is not None
 
 
 def is_whole(folder: Folder, name: str, sidecar: Sidecar) -> bool:

@@ -6,19 +6,23 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
 from pipeline.places import is_url
 
 TEMPORARY = ".tmp-"
 ABANDONED_SECONDS = 86_400.0
+AnswerT = TypeVar("AnswerT")
 
 
 class Folder(Protocol):
     """A place with files of a set. Names are relative, with `/`; a shard is a file, or a folder of files."""
+
+    at_once: int  # how many questions at a time it answers faster than one after the other
 
     def names(self, under: str = "") -> list[str]:
         """What stands directly below `under`, sorted; nothing where that is missing."""
@@ -64,6 +68,14 @@ class Folder(Protocol):
         """A path on this machine at which to read it. Raises `OSError`."""
         ...
 
+    def files(self, name: str) -> list[str]:
+        """The files of a shard, in the order of their names; nothing where it is missing."""
+        ...
+
+    def open(self, name: str) -> BinaryIO:
+        """A file to be read once, from its start. May raise anything, then and while it is read."""
+        ...
+
     def sweep(self) -> None:
         """Remove what killed builders left half-written: theirs on this machine, and anything a day old."""
         ...
@@ -76,6 +88,15 @@ def get_folder(place: Path | str) -> Folder:
 
         return RemoteFolder(str(place))
     return LocalFolder(Path(place))
+
+
+def ask_each(folder: Folder, ask: Callable[[str], AnswerT], names: Iterable[str]) -> Iterator[AnswerT]:
+    """What `ask`, a method of the folder or a function that calls one, says to each name, in their order."""
+    if folder.at_once == 1:
+        yield from map(ask, names)
+        return
+    with ThreadPoolExecutor(folder.at_once, "ask") as pool:
+        yield from pool.map(ask, names)
 
 
 def shard_files(shard: Path) -> list[Path]:
@@ -103,6 +124,8 @@ def measure(shard: Path) -> tuple[int, str]:
 
 class LocalFolder:
     """See `Folder`. Files are made beside their place under a name that says who makes them, and renamed."""
+
+    at_once = 1
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -158,7 +181,7 @@ class LocalFolder:
         try:
             yield made
         finally:
-            _remove(made)
+            remove_path(made)
 
     def put(self, made: Path, name: str) -> None:
         """See `Folder.put`."""
@@ -189,19 +212,28 @@ class LocalFolder:
 
     def remove(self, name: str) -> None:
         """See `Folder.remove`."""
-        _remove(self.root / name)
+        remove_path(self.root / name)
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
         """See `Folder.local`: the file itself."""
         yield self.root / name
 
+    def files(self, name: str) -> list[str]:
+        """See `Folder.files`."""
+        paths = shard_files(self.root / name)
+        return [path.relative_to(self.root).as_posix() for path in paths if path.exists()]
+
+    def open(self, name: str) -> BinaryIO:
+        """See `Folder.open`."""
+        return (self.root / name).open("rb")
+
     def sweep(self) -> None:
         """See `Folder.sweep`."""
         for name in self.names():
             with suppress(FileNotFoundError):
                 if name.startswith(TEMPORARY) and _is_abandoned(self.root / name):
-                    _remove(self.root / name)
+                    remove_path(self.root / name)
 
     def _temporary(self, name: str) -> Path:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -225,7 +257,8 @@ class LocalFolder:
             os.close(folder)
 
 
-def _remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
+    """A file or folder; fine where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,26 +1,38 @@
 """A shard set behind a URL that fsspec knows: the same set, in a bucket.
 
 Object stores put a file whole or not at all, and need no renaming; elsewhere (sftp, hdfs) a file is put under
-another name and moved.
+another name and moved. An HTTP server is read only, and has to list its folders (nginx: `autoindex on`).
 """
 
 import hashlib
+import re
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.places import filesystem, reached
 from pipeline.shards.folder import TEMPORARY, shard_files
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "memory", "oci", "hf"}
+HTTP = {"http", "https"}
+AT_ONCE = 32
+PAUSES = (0.2, 1.0, None)  # seconds between the tries to read a text: an index is many, and one may fail
+READ = 1 << 23  # bytes asked for at a time, where a file is not streamed
+LISTED = re.compile(
+    r"[\w.-]+/?"
+)  # a link of an HTTP listing that may be a file of ours: no query, no other folder
 
 
 class RemoteFolder:
     """See `pipeline.shards.folder.Folder`. Raises `UserError` where the place cannot be reached."""
+
+    at_once = AT_ONCE
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -35,20 +47,43 @@ class RemoteFolder:
         return f"{self._root}/{name}" if name else self._root
 
     @cached_property
-    def _sizes(self) -> dict[str, int]:
-        """Every file with its bytes; listed once, and again after a change."""
+    def _sizes(self) -> dict[str, int | None]:
+        """Every file with its bytes, None where only asking tells; listed once, and again after a change."""
+        if self._is(HTTP):
+            return dict.fromkeys(self._linked())
         try:
             found: dict[str, dict[str, Any]] = self._system.find(self._root, detail=True)
         except FileNotFoundError:
             return {}
         return {path[len(self._root) + 1 :]: int(about["size"] or 0) for path, about in found.items()}
 
+    def _linked(self) -> list[str]:
+        """Every file that an HTTP server lists, folder by folder."""
+        files, folders = [], [""]
+        with ThreadPoolExecutor(AT_ONCE, "list") as pool:
+            while folders:
+                found = [name for names in pool.map(self._links, folders) for name in names]
+                files += [name for name in found if not name.endswith("/")]
+                folders = [name for name in found if name.endswith("/")]
+        return sorted(files)
+
+    def _links(self, under: str) -> list[str]:
+        """What an HTTP server lists in a folder, which is "" or ends with `/`; hidden names are not ours."""
+        url = f"{self._root}/{under}"
+        try:
+            links: list[str] = self._system.ls(url, detail=False)
+        except FileNotFoundError:
+            return []
+        names = (link.removeprefix(url) for link in links if link.startswith(url))
+        return [under + name for name in names if LISTED.fullmatch(name) and not name.startswith(".")]
+
     def _changed(self) -> None:
         self.__dict__.pop("_sizes", None)
 
     def _inside(self, name: str) -> list[str]:
         """The files of a shard, in the order of their names."""
-        return sorted(path for path in self._sizes if path == name or path.startswith(name + "/"))
+        below = (path for path in self._sizes if path.startswith(name + "/"))
+        return [name] if name in self._sizes else sorted(path for path in below if _is_plain(path[len(name) :]))
 
     def names(self, under: str = "") -> list[str]:
         """See `Folder.names`."""
@@ -58,8 +93,18 @@ class RemoteFolder:
 
     def size(self, name: str) -> int | None:
         """See `Folder.size`."""
-        files = self._inside(name)
-        return sum(self._sizes[path] for path in files) if files else None
+        # A server may keep hidden files from its lists.
+        files = self._inside(name) or ([name] if self._is(HTTP) else [])
+        sizes = [self._size(path) for path in files]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if files and len(known) == len(files) else None
+
+    def _size(self, path: str) -> int | None:
+        size = self._sizes.get(path)
+        if size is None:
+            with suppress(FileNotFoundError):
+                size = self._system.info(self._path(path))["size"]
+        return size
 
     def sha256(self, name: str) -> str:
         """See `Folder.sha256`."""
@@ -73,8 +118,17 @@ class RemoteFolder:
 
     def read(self, name: str) -> str:
         """See `Folder.read`."""
-        data: bytes = self._system.cat_file(self._path(name))
-        return data.decode()
+        for pause in PAUSES:
+            try:
+                data: bytes = self._system.cat_file(self._path(name))
+                return data.decode()
+            except (FileNotFoundError, PermissionError, UnicodeDecodeError):
+                raise
+            except Exception as error:  # each file system has exceptions of its own
+                if pause is None:
+                    raise OSError(f"{type(error).__name__}: {error}") from error
+                time.sleep(pause)
+        raise AssertionError("the last pause is None")
 
     def write(self, name: str, text: str) -> None:
         """See `Folder.write`."""
@@ -144,6 +198,19 @@ class RemoteFolder:
                 self._system.get_file(self._path(path), str(place))
             yield copy
 
+    def files(self, name: str) -> list[str]:
+        """See `Folder.files`."""
+        return self._inside(name)
+
+    def open(self, name: str) -> BinaryIO:
+        """See `Folder.open`: one request over HTTP; elsewhere as many as the file has `READ` bytes."""
+        if self._is(HTTP):  # any size keeps fsspec from asking for it
+            stream = self._system.open(self._path(name), "rb", block_size=0, size=1, read_bufsize=READ)
+        else:
+            stream = self._system.open(self._path(name), "rb", block_size=READ, cache_type="readahead")
+        opened: BinaryIO = stream
+        return opened
+
     def sweep(self) -> None:
         """See `Folder.sweep`: an object store has nothing half-written; elsewhere nobody can tell whose it is."""
 
@@ -152,8 +219,16 @@ class RemoteFolder:
             self._system.makedirs(place.rpartition("/")[0], exist_ok=True)
 
     def _puts_whole(self) -> bool:
+        return self._is(OBJECT_STORES)
+
+    def _is(self, protocols: set[str]) -> bool:
         protocol = self._system.protocol
-        return bool(OBJECT_STORES & {protocol} if isinstance(protocol, str) else OBJECT_STORES & set(protocol))
+        return bool(protocols & ({protocol} if isinstance(protocol, str) else set(protocol)))
 
     def _aside(self, name: str) -> str:
         return self._path(f"{TEMPORARY}{secrets.token_hex(8)}@{Path(name).name}")
+
+
+def _is_plain(path: str) -> bool:
+    """Neither hidden nor outside its folder: a name from afar becomes one on this machine."""
+    return not any(part.startswith(".") for part in path.split("/"))

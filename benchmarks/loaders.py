@@ -1,0 +1,280 @@
+"""The loaders that `benchmarks/stream.py` compares: peers by their own means, and ours.
+
+    python benchmarks/loaders.py write NAME FOLDER           # convert FOLDER/clips.npy as NAME wants it
+    python benchmarks/loaders.py read NAME FOLDER WORKERS    # answers every line on stdin with one epoch
+
+Runs in two virtual environments, so each loader imports its own library. All give the same clips, uint8
+[B, 16, H, W, 3] in shuffled batches of 32; compressed peers decode with the same libraries as we do.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BATCH, FRAMES = 32, 16
+QUALITY = 90  # of JPEG, as in our recipe
+
+Epoch = Callable[[], Iterable[Any]]  # gives the batches of frames of one epoch, each time it is called
+Item = dict[str, Any]
+
+
+def clips_of(folder: Path) -> Any:
+    """The mapped clips [N, 16, H, W, 3]."""
+    return np.load(folder / "clips.npy", mmap_mode="r")
+
+
+def to_jpeg(clip: Any) -> list[bytes]:
+    """A JPEG a frame, colour at full resolution, as ours."""
+    import cv2
+
+    settings = [cv2.IMWRITE_JPEG_QUALITY, QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR]
+    settings.append(cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+    return [cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), settings)[1].tobytes() for frame in clip]
+
+
+def from_jpeg(pictures: Iterable[bytes]) -> Any:
+    """The reverse of `to_jpeg`: uint8 [T, H, W, 3]."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    decoded: Iterable[Any] = (cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for data in pictures)
+    return np.stack([cv2.cvtColor(picture, cv2.COLOR_BGR2RGB) for picture in decoded])
+
+
+def torch_loader(dataset: Any, workers: int, **options: Any) -> Epoch:
+    """A plain `DataLoader`, with workers that live on."""
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(dataset, BATCH, num_workers=workers, persistent_workers=workers > 0, **options)
+    return lambda: (batch["frames"] if isinstance(batch, dict) else batch[0] for batch in loader)
+
+
+class MapStyle:
+    """What everybody writes first: one array, `__getitem__`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clips = clips_of(folder)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, place: int) -> Any:
+        return np.array(self.clips[place]), 0
+
+
+def read_map(folder: Path, workers: int) -> Epoch:
+    """A `DataLoader` over one mapped array."""
+    return torch_loader(MapStyle(folder), workers, shuffle=True)
+
+
+def read_limit(folder: Path, workers: int) -> Epoch:  # noqa: ARG001
+    """A bare NumPy gather from a mapped array into a reused buffer."""
+    clips, chance = clips_of(folder), np.random.default_rng(0)
+    buffer = np.empty((BATCH, *clips.shape[1:]), np.uint8)
+
+    def epoch() -> Iterator[Any]:
+        order = chance.permutation(len(clips)).tolist()
+        for begin in range(0, len(order), BATCH):
+            part = order[begin : begin + BATCH]
+            for row, place in enumerate(part):
+                buffer[row] = clips[place]
+            yield buffer[: len(part)]
+
+    return epoch
+
+
+def read_ours(folder: Path, workers: int) -> Epoch:
+    """`ClipStream`; `workers` threads decode, where there is something to decode."""
+    from train.stream import ClipStream
+
+    stream = ClipStream.open(folder, frames_per_clip=FRAMES, batch_size=BATCH, threads=max(1, workers))
+    numbers = iter(range(10**9))
+    return lambda: (batch.frames for batch in stream.epoch(next(numbers)))
+
+
+class LitItem:
+    """What litdata calls for each clip; a class, as it goes to other processes."""
+
+    def __init__(self, folder: Path, jpeg: bool) -> None:
+        self.folder, self.jpeg = folder, jpeg
+
+    def __call__(self, place: int) -> Item:
+        clip = np.array(clips_of(self.folder)[place])
+        return {"frames": b"".join(map(_framed, to_jpeg(clip))) if self.jpeg else clip, "label": 0}
+
+
+def _framed(picture: bytes) -> bytes:
+    return len(picture).to_bytes(4, "little") + picture
+
+
+def _unframed(data: bytes) -> Iterator[bytes]:
+    place = 0
+    while place < len(data):
+        size = int.from_bytes(data[place : place + 4], "little")
+        yield data[place + 4 : place + 4 + size]
+        place += 4 + size
+
+
+def write_litdata(folder: Path, out: Path, *, compression: str | None = None, jpeg: bool = False) -> None:
+    """Chunks of 64 MB."""
+    import litdata
+
+    places = list(range(len(clips_of(folder))))
+    litdata.optimize(
+        LitItem(folder, jpeg), places, str(out), chunk_bytes="64MB", num_workers=1, compression=compression
+    )
+
+
+def read_litdata(folder: Path, workers: int, *, jpeg: bool = False) -> Epoch:
+    """`StreamingDataset` and `StreamingDataLoader`."""
+    import litdata
+
+    class Decoded(litdata.StreamingDataset):  # type: ignore[misc]
+        def __getitem__(self, place: Any) -> Any:
+            item = super().__getitem__(place)
+            return {**item, "frames": from_jpeg(_unframed(item["frames"]))} if jpeg else item
+
+    loader = litdata.StreamingDataLoader(
+        Decoded(str(folder), shuffle=True), batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0
+    )
+    return lambda: (batch["frames"] for batch in loader)
+
+
+def write_webdataset(folder: Path, out: Path, *, jpeg: bool) -> None:
+    """A member a frame, as is usual for JPEG, or a compressed `.npy` a clip; 128 clips a shard."""
+    import numcodecs.zstd
+    import webdataset
+
+    out.mkdir()
+    with webdataset.ShardWriter(str(out / "train-%06d.tar"), maxcount=128, verbose=0) as writer:
+        for number, clip in enumerate(clips_of(folder)):
+            members: Item = {"__key__": f"{number:08d}", "cls": 0}
+            if jpeg:
+                members |= {f"{i:02d}.jpg": picture for i, picture in enumerate(to_jpeg(clip))}
+            else:
+                members["zst"] = numcodecs.zstd.compress(np.ascontiguousarray(clip), 1)
+            writer.write(members)
+
+
+def read_webdataset(folder: Path, workers: int, *, kind: str) -> Epoch:
+    """`WebDataset` with a shuffle buffer of 1000, batched in its workers, and `WebLoader`."""
+    import webdataset
+
+    def decode(sample: Item) -> Any:
+        if kind == "jpeg":
+            return from_jpeg(sample[f"{i:02d}.jpg"] for i in range(FRAMES))
+        import numcodecs.zstd
+
+        return np.frombuffer(numcodecs.zstd.decompress(sample["zst"]), np.uint8).reshape(FRAMES, 112, 112, 3)
+
+    urls = sorted(map(str, folder.glob("train-*.tar")))
+    data = webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0, empty_check=False).shuffle(1000)
+    data = data.decode().map(lambda sample: sample["frames.npy"]) if kind == "raw" else data.map(decode)
+    data = data.batched(BATCH, collation_fn=np.stack)
+    loader = webdataset.WebLoader(data, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+    return lambda: loader
+
+
+def write_mosaic(folder: Path, out: Path, *, jpeg: bool = False) -> None:
+    """MDS shards of 67 MB."""
+    from streaming import MDSWriter
+
+    clips = clips_of(folder)
+    shape = ",".join(map(str, clips.shape[1:]))
+    columns = {"frames": "bytes" if jpeg else f"ndarray:uint8:{shape}", "label": "int"}
+    with MDSWriter(out=str(out), columns=columns) as writer:
+        for clip in clips:
+            writer.write({"frames": b"".join(map(_framed, to_jpeg(clip))) if jpeg else np.array(clip), "label": 0})
+
+
+def read_mosaic(folder: Path, workers: int, *, jpeg: bool = False) -> Epoch:
+    """`StreamingDataset` in a `DataLoader`."""
+    from streaming import StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+
+    class Decoded(StreamingDataset):  # type: ignore[misc]
+        def __getitem__(self, place: Any) -> Any:
+            item = super().__getitem__(place)
+            return {**item, "frames": from_jpeg(_unframed(item["frames"]))} if jpeg else item
+
+    clean_stale_shared_memory()
+    return torch_loader(Decoded(local=str(folder), shuffle=True, batch_size=BATCH), workers)
+
+
+class Decord:
+    """Each item decodes a video, scaled in the decoder, and keeps 16 frames at 5 a second."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths: list[str] = json.loads((folder / "videos.json").read_text())
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> Any:
+        import decord
+
+        reader = decord.VideoReader(self.paths[place], width=112, height=112, num_threads=1)
+        kept = np.arange(0, len(reader), reader.get_avg_fps() / 5).astype(int)
+        start = np.random.default_rng().integers(max(1, len(kept) - FRAMES + 1))
+        chosen = np.resize(kept[start : start + FRAMES], FRAMES)
+        return reader.get_batch(chosen).asnumpy(), 0
+
+
+READ: dict[str, Callable[[Path, int], Epoch]] = {
+    "limit": read_limit,
+    "ours": read_ours,
+    "ours zarr": read_ours,
+    "ours zstd": read_ours,
+    "ours jpeg": read_ours,
+    "map-style": read_map,
+    "map-style, 2 workers": read_map,
+    "litdata": read_litdata,
+    "litdata zstd": read_litdata,
+    "litdata jpeg": lambda folder, workers: read_litdata(folder, workers, jpeg=True),
+    "webdataset": lambda folder, workers: read_webdataset(folder, workers, kind="raw"),
+    "webdataset zstd": lambda folder, workers: read_webdataset(folder, workers, kind="zstd"),
+    "webdataset jpeg": lambda folder, workers: read_webdataset(folder, workers, kind="jpeg"),
+    "mosaic": read_mosaic,
+    "mosaic jpeg": lambda folder, workers: read_mosaic(folder, workers, jpeg=True),
+    "decord2": lambda folder, workers: torch_loader(Decord(folder), workers, shuffle=True),
+}
+WRITE: dict[str, Callable[[Path, Path], None]] = {
+    "litdata": write_litdata,
+    "litdata zstd": lambda folder, out: write_litdata(folder, out, compression="zstd"),
+    "litdata jpeg": lambda folder, out: write_litdata(folder, out, jpeg=True),
+    "webdataset zstd": lambda folder, out: write_webdataset(folder, out, jpeg=False),
+    "webdataset jpeg": lambda folder, out: write_webdataset(folder, out, jpeg=True),
+    "mosaic": write_mosaic,
+    "mosaic jpeg": lambda folder, out: write_mosaic(folder, out, jpeg=True),
+}
+
+
+def serve(name: str, folder: Path, workers: int) -> None:
+    """Say that the loader is there, or why not; then answer each line with an epoch: clips, seconds, checksum."""
+    try:
+        epoch = READ[name](folder, workers)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        print(json.dumps({"missing": f"{type(error).__name__}: {str(error).splitlines()[0]}"}), flush=True)
+        return
+    print(json.dumps({}), flush=True)
+    for _ in sys.stdin:
+        clips = checksum = 0
+        began = time.perf_counter()
+        for frames in epoch():
+            clips += len(frames)
+            checksum += int(frames[:, :, 0, 0, 0].sum())
+        print(
+            json.dumps({"clips": clips, "seconds": time.perf_counter() - began, "checksum": checksum}), flush=True
+        )
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "write":
+        WRITE[sys.argv[2]](Path(sys.argv[3]), Path(sys.argv[4]))
+    else:
+        serve(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))

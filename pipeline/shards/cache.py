@@ -1,0 +1,275 @@
+"""Shards of a set that lies elsewhere, on this machine: fetched whole, once, checked, ahead of the reader.
+
+A shard is named by its SHA-256, so that sets, jobs and users share equal ones; store.py is the folder. A shard
+that does not arrive as its sidecar says is fetched again, and after `TRIES` tries the job ends with its name and
+the reason: what `path` gives has the right bytes.
+"""
+
+import hashlib
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from pipeline.errors import UserError
+from pipeline.shards.index import ShardSet
+from pipeline.shards.sidecar import Sidecar
+from pipeline.shards.store import GaveUp, Store
+
+TRIES = 5
+PAUSE = 0.5  # seconds before the second try; each later one waits twice as long
+CHUNK = 1 << 20
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def default_cache() -> Path:
+    """`~/.cache/reelcache`, or where XDG_CACHE_HOME says."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (home if home.is_absolute() else Path.home() / ".cache") / "reelcache"
+
+
+def parse_bytes(text: str) -> int:
+    """`50GB`, `500 MB`, `1.5TB` (powers of ten) as a number of bytes. Raises `UserError`."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kmgt]?)b?", text.strip().lower())
+    if not match or not (size := round(float(match[1]) * UNITS[match[2]])):
+        raise UserError(f"--cache-size {text}: not a size; write 50GB or 500MB")
+    return size
+
+
+class ShardCache:
+    """The shards of `sidecars`, numbered as there, in the folder `root` of at most `limit` bytes.
+
+    All of them have to fit: an epoch's order runs over them all, and a cache that holds fewer would fetch each
+    many times. Room is kept for them until `close()`, after which no thread is left. `threads` fetch at a time.
+    Raises `UserError` where they do not fit, or the folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        shard_set: ShardSet,
+        sidecars: Sequence[Sidecar],
+        root: Path,
+        limit: int | None = None,
+        threads: int = 4,
+    ) -> None:
+        self._folder, self._sidecars = shard_set.folder, sidecars
+        self._store = Store(root, limit)
+        self._queue: deque[int] = deque()
+        self._paths: dict[int, Path] = {}  # in the order of their arrival
+        self._errors: dict[int, Exception] = {}
+        self._busy: set[int] = set()
+        self._streams: set[BinaryIO] = set()
+        self._stopped = threading.Event()
+        self._changed = threading.Condition()
+        self._count, self._threads = threads, list[threading.Thread]()
+        with ExitStack() as claim:
+            claim.enter_context(self._store.claim({self._name(item): item.bytes for item in sidecars}))
+            for shard, sidecar in enumerate(sidecars):
+                if found := self._store.find(self._name(sidecar), sidecar.bytes):
+                    self._paths[shard] = found
+            self._claim = claim.pop_all()
+
+    def _name(self, sidecar: Sidecar) -> str:
+        if not re.fullmatch("[0-9a-f]{64}", sidecar.sha256):  # it becomes the name of a file here
+            raise UserError(f"{self._folder}/{sidecar.shard}: its sidecar's sha256 {sidecar.sha256!r} is none")
+        return sidecar.sha256 + Path(sidecar.shard).suffix
+
+    def fetch(self, order: Sequence[int]) -> None:
+        """Begin to fetch these shards in this order, after those that were asked for before. Returns at once."""
+        with self._changed:
+            self._queue.extend(shard for shard in order if shard not in self._paths)
+            self._start()
+
+    def path(self, shard: int) -> Path:
+        """Where the shard is on this machine, whole and checked; waits for it, as the next one in turn.
+
+        Raises `UserError` where it cannot be had; asking again tries again.
+        """
+        asked = False
+        with self._changed:
+            while shard not in self._paths:
+                if error := self._errors.pop(shard, None):
+                    raise error
+                if shard not in self._busy and not (asked and shard in self._queue):
+                    self._queue.appendleft(shard)
+                    asked = True
+                    self._start()
+                self._sleep()
+            return self._paths[shard]
+
+    def arrived(self) -> list[int]:
+        """The shards that are here, in the order in which they came."""
+        with self._changed:
+            return list(self._paths)
+
+    def wait(self, count: int) -> None:
+        """Wait until so many shards are here, of those asked for. Raises `UserError` where one cannot be had."""
+        with self._changed:
+            while len(self._paths) < count:
+                for error in self._errors.values():
+                    raise error
+                if not (self._queue or self._busy):
+                    raise ValueError(f"{count} shards are waited for, {len(self._paths)} were asked for")
+                self._sleep()
+
+    def _sleep(self) -> None:
+        """Until something changes; called with the lock held."""
+        if self._stopped.is_set():
+            raise RuntimeError("this cache is closed")
+        self._changed.wait()
+
+    def _start(self) -> None:
+        """Have threads for what waits; called with the lock held."""
+        if self._stopped.is_set():
+            raise RuntimeError("this cache is closed")
+        while self._queue and len(self._threads) < self._count:
+            thread = threading.Thread(target=self._work, name="shard-cache", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._changed.notify_all()
+
+    def _work(self) -> None:
+        while (shard := self._next()) is not None:
+            found: Path | Exception
+            try:
+                found = self._bring(self._sidecars[shard])
+            except GaveUp:
+                return
+            except Exception as error:  # whoever wants the shard raises it
+                found = error
+            with self._changed:
+                self._busy.remove(shard)
+                if isinstance(found, Path):
+                    self._paths[shard] = found
+                else:
+                    self._errors[shard] = found
+                self._changed.notify_all()
+
+    def _next(self) -> int | None:
+        """The shard that is the next to fetch, once there is one; None at the end."""
+        with self._changed:
+            while not self._stopped.is_set():
+                asked = bool(self._queue)
+                while self._queue:
+                    shard = self._queue.popleft()
+                    if shard not in self._paths and shard not in self._busy:
+                        self._errors.pop(shard, None)
+                        self._busy.add(shard)
+                        return shard
+                if asked:  # all of it was here already: whoever waits for more has to know
+                    self._changed.notify_all()
+                self._changed.wait()
+        return None
+
+    def _bring(self, sidecar: Sidecar) -> Path:
+        """The shard in the cache: there already, made by another process meanwhile, or fetched now."""
+        name, size = self._name(sidecar), sidecar.bytes
+        if found := self._store.find(name, size):
+            return found
+        with self._store.told(), self._store.turn(name, self._stopped.wait) as part:
+            if found := self._store.find(name, size):
+                return found
+            self._download(sidecar, part)
+            return self._store.put(part, name)
+
+    def _download(self, sidecar: Sidecar, part: Path) -> None:
+        """Fetch until the bytes are right. Raises `UserError` after `TRIES` tries, `OSError` of our own disk."""
+        for number in range(TRIES):
+            if number and self._stopped.wait(PAUSE * 2 ** (number - 1)):
+                raise GaveUp
+            try:
+                self._try(sidecar, part)
+                return
+            except _Wrong as error:
+                wrong = error
+                if error.final:
+                    break
+        where = f"{self._folder}/{sidecar.shard}"
+        raise UserError(f"{where}: cannot be fetched: {wrong} (try {number + 1} of {TRIES})")
+
+    def _try(self, sidecar: Sidecar, part: Path) -> None:
+        digest, received = hashlib.sha256(), 0
+        for name in self._files(sidecar):
+            below = name[len(sidecar.shard) + 1 :]
+            with self._store.create(part / below if below else part) as file:
+                for data in self._chunks(name):
+                    received += len(data)
+                    if received > sidecar.bytes:
+                        raise _Wrong(f"more than the {sidecar.bytes} bytes that its sidecar says")
+                    digest.update(data)
+                    file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        if received < sidecar.bytes:
+            raise _Wrong(f"ended after {received} of {sidecar.bytes} bytes")
+        if digest.hexdigest() != sidecar.sha256:
+            raise _Wrong(f"its bytes have the SHA-256 {digest.hexdigest()}, its sidecar says {sidecar.sha256}")
+
+    def _files(self, sidecar: Sidecar) -> list[str]:
+        try:
+            files = self._folder.files(sidecar.shard)
+        except Exception as error:
+            raise _Wrong.of(error) from error
+        if not files:
+            raise _Wrong("it is not there", final=True)
+        return files
+
+    def _chunks(self, name: str) -> Iterator[bytes]:
+        """The file's bytes as they come. Whatever the far end does wrong, in words."""
+        try:
+            with self._folder.open(name) as stream:
+                self._streams.add(stream)
+                try:
+                    while data := stream.read(CHUNK):
+                        if self._stopped.is_set():
+                            raise GaveUp
+                        yield data
+                finally:
+                    self._streams.discard(stream)
+        except GaveUp:
+            raise
+        except Exception as error:  # each file system has exceptions of its own
+            if self._stopped.is_set():
+                raise GaveUp from error
+            raise _Wrong.of(error) from error
+
+    def close(self) -> None:
+        """Stop fetching, wait for the threads, and let go of the room. Maps of shards that are open stay valid.
+
+        A server that says nothing at all is waited for as long as a request may take.
+        """
+        with self._changed:
+            self._stopped.set()
+            self._changed.notify_all()
+        for stream in list(self._streams):  # ends a read that waits for the server
+            stream.close()
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+        self._claim.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Wrong(Exception):
+    """What was wrong with one try; `final` where another one would be no better."""
+
+    def __init__(self, what: str, final: bool = False) -> None:
+        super().__init__(what)
+        self.final = final
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        final = isinstance(error, FileNotFoundError | PermissionError)
+        return cls(f"{type(error).__name__}: {error}", final)

@@ -1,0 +1,247 @@
+"""Servers on loopback that serve a set, and go wrong when told to."""
+
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from pipeline.shards import get_format
+from pipeline.shards.cache import ShardCache
+from pipeline.shards.index import ShardSet, read_set
+
+FAULTS = ("cut", "500", "short", "flip", "long")
+
+
+class FarServer(ThreadingHTTPServer):
+    """Counts GETs by the last part of their path. `faults`: by that name, what goes wrong with each next one.
+
+    `held`: names that end so are answered only after `release` is set.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+        self.counts: Counter[str] = Counter()
+        self.faults: dict[str, list[str]] = {}
+        self.held: set[str] = set()
+        self.release = threading.Event()
+        self.delay = 0.0
+        self.now = self.peak = 0
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def shards(self) -> dict[str, int]:
+        """How often each tar was asked for."""
+        return {name: count for name, count in self.counts.items() if name.endswith(".tar")}
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that go away are what is tested here."""
+
+
+def _fault(handler: BaseHTTPRequestHandler) -> str | None:
+    """Note a GET, and say what is to go wrong with it."""
+    server = handler.server
+    assert isinstance(server, FarServer)
+    name = handler.path.partition("?")[0].rpartition("/")[2]
+    with server.lock:
+        server.counts[name] += 1
+        server.now += 1
+        server.peak = max(server.peak, server.now)
+        wrong = server.faults.get(name)
+        fault = wrong.pop(0) if wrong else None
+    time.sleep(server.delay)
+    with server.lock:
+        server.now -= 1
+    if name in server.held:
+        server.release.wait(60)
+    return fault
+
+
+def _answer(
+    handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], body: bytes, fault: str
+) -> None:
+    """Send the body as the fault has it."""
+    server, half = handler.server, len(body) // 2
+    assert isinstance(server, FarServer)
+    if fault == "flip":
+        body = body[:half] + bytes([body[half] ^ 1]) + body[half + 1 :]
+    body = {"short": body[:half], "long": body + b"x" * 70_000, "500": b"oops"}.get(fault, body)
+    handler.send_response(500 if fault == "500" else status)
+    for name, value in {**headers, "Content-Length": str(len(body))}.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(body[:half] if fault in ("cut", "stall") else body)
+    handler.wfile.flush()
+    if fault == "stall":
+        server.release.wait(60)
+
+
+def _files(folder: Path) -> type[BaseHTTPRequestHandler]:
+    class Files(SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(folder))
+
+        def do_GET(self) -> None:
+            if fault := _fault(self):
+                _answer(self, 200, {}, Path(self.translate_path(self.path)).read_bytes(), fault)
+            else:
+                super().do_GET()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    return Files
+
+
+def _proxy(upstream: str) -> type[BaseHTTPRequestHandler]:
+    class Proxy(BaseHTTPRequestHandler):
+        def _forward(self) -> None:
+            fault = _fault(self) if self.command == "GET" else None
+            request = urllib.request.Request(upstream + self.path, method=self.command)
+            for name, value in self.headers.items():
+                if name.lower() not in ("host", "connection", "content-length"):
+                    request.add_header(name, value)
+            try:
+                with urllib.request.urlopen(request) as got:
+                    status, headers, data = got.status, got.headers, got.read()
+            except urllib.error.HTTPError as error:
+                status, headers, data = error.code, error.headers, error.read()
+            kept = {
+                k: v
+                for k, v in headers.items()
+                if k.lower() not in ("content-length", "connection", "date", "server")
+            }
+            if self.command == "HEAD":
+                self.send_response(status)
+                for name, value in {**kept, "Content-Length": headers["Content-Length"] or "0"}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+            else:
+                _answer(self, status, kept, data, fault or "")
+
+        do_GET = do_HEAD = _forward
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    return Proxy
+
+
+@contextmanager
+def serving(source: Path | str) -> Iterator[FarServer]:
+    """A server of a folder's files, or one that stands before another server and passes reads on."""
+    server = FarServer(_proxy(source) if isinstance(source, str) else _files(source))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.release.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+@contextmanager
+def nginx(folder: Path, scratch: Path) -> Iterator[str | None]:
+    """The URL of an nginx that lists the folder; None where there is no nginx."""
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if program is None:
+        yield None
+        return
+    port = free_port()
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "".join(f"{kind}_temp_path {scratch}/{kind};\n" for kind in kinds)
+    user = "user root;\n" if Path("/proc/self").stat().st_uid == 0 else ""
+    site = f"listen 127.0.0.1:{port}; root {folder}; autoindex on;"
+    (scratch / "nginx.conf").write_text(
+        f"{user}daemon off; pid {scratch}/pid; error_log {scratch}/errors; events {{}}\n"
+        f"http {{ access_log off; {temporary} server {{ {site} }} }}\n"
+    )
+    process = subprocess.Popen([program, "-c", str(scratch / "nginx.conf"), "-e", str(scratch / "errors")])
+    try:
+        for _ in range(500):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, (scratch / "errors").read_text()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def cached(
+    url: str, root: Path, limit: int | None = None, threads: int = 4
+) -> Iterator[tuple[ShardSet, ShardCache]]:
+    found = read_set(url)
+    with ShardCache(found, found.sidecars, root, limit, threads) as cache:
+        yield found, cache
+    assert not [thread for thread in threading.enumerate() if thread.name == "shard-cache"]
+
+
+def fetch_all(url: str, root: Path, limit: int | None = None) -> dict[str, bytes]:
+    """The frames of every sample, by key, read through the cache."""
+    frames: dict[str, bytes] = {}
+    with cached(url, root, limit) as (found, cache):
+        cache.fetch(range(len(found.sidecars)))
+        for shard, sidecar in enumerate(found.sidecars):
+            with get_format(found.recipe.format).open(cache.path(shard), found.recipe) as reader:
+                frames |= {sample.key: reader.frames(sample).tobytes() for sample in sidecar.samples}
+        assert sorted(cache.arrived()) == list(range(len(found.sidecars)))
+    return frames
+
+
+def local_frames(root: Path) -> dict[str, bytes]:
+    found = read_set(root)
+    frames: dict[str, bytes] = {}
+    for sidecar in found.sidecars:
+        with get_format(found.recipe.format).open(root / sidecar.shard, found.recipe) as reader:
+            frames |= {sample.key: reader.frames(sample).tobytes() for sample in sidecar.samples}
+    return frames
+
+
+def largest(root: Path) -> str:
+    return max(read_set(root).sidecars, key=lambda sidecar: sidecar.bytes).shard
+
+
+def contents(root: Path) -> int:
+    """Bytes of shards, whole and half made."""
+    total = 0
+    for path in root.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() and path.suffix in (".tar", ".part") else 0
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def leftovers(root: Path) -> list[str]:
+    return [
+        path.name
+        for path in root.iterdir()
+        if path.suffix in (".part", ".lock", ".claim") and path.name != ".lock"
+    ]
