@@ -49,7 +49,9 @@ def make_trained(name: str, options: dict[str, Any], kind: str = "rgb") -> Train
     with torch.inference_mode():
         logits = model(make_input(to_clips(some_frames(4), mean, std), kind))
     with torch.no_grad():
-        last.weight /= logits.std(0).max()
+        spread = logits.std(0).max()
+        last.bias.copy_((last.bias - logits.mean(0)) / spread)
+        last.weight /= spread
     return Trained(model, labels, mean, std, 8, Recipe(width=64, height=64), kind, {})
 
 
