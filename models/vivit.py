@@ -90,7 +90,7 @@ class TemporalEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] → [B, D]."""
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         x = self.norm(self.blocks(x)[:, 0])
         return x
 
@@ -170,9 +170,9 @@ class ViViT(Transformer):
         """[B, T, C, H, W] → the encoder's tokens [B, N, D]; [B·T', 1 + H'·W', D] with a factorised encoder."""
         x = self.patch_embed(self.split(clips))
         if self.temporal is not None:
-            x = x.view(len(x) * self.grid[0], -1, x.shape[-1])  # [B·T', H'·W', D]
+            x = x.view(x.shape[0] * self.grid[0], -1, x.shape[-1])  # [B·T', H'·W', D]
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         tokens: Tensor = self.norm(self.blocks(x + self.pos_embed))
         return tokens
 
@@ -181,7 +181,7 @@ class ViViT(Transformer):
         x = self.tokens(clips)
         x = x.mean(1) if self.cls_token is None else x[:, 0]  # [B, D] or [B·T', D]
         if self.temporal is not None:
-            x = self.temporal(x.view(len(clips), self.grid[0], -1))
+            x = self.temporal(x.view(clips.shape[0], self.grid[0], -1))
         logits: Tensor = self.head(self.dropout(x))
         return logits
 

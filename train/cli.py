@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from pipeline.console import PLACE, Commands, json_option, print_json, print_table, progress
+from train.cli_use import export, predict
 
 DEFAULT_SHARDS = Path("data/shards")
 DEFAULT_RUNS = Path("runs")
@@ -28,6 +29,10 @@ def main() -> None:
     Start with:  train run --model early_fusion
                  train eval runs/<the run>
     """
+
+
+main.add_command(predict)
+main.add_command(export)
 
 
 # A flag that is not given takes the family's default, from train/recipes.py.

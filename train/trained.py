@@ -1,0 +1,76 @@
+"""A run made ready for use: its model with the weights, and how the model's input is made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.family import Family
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe
+from train.checkpoint import RUN, load_weights, read_run
+from train.compute import Compute, make_model
+from train.inputs import INPUTS, make_input, to_clips
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's model, and what its clips are: `frames_per_clip` frames of `recipe`, normalised by `mean` and `std`.
+
+    `kind`: one of INPUTS, what of a clip the model is shown; `about` is the run's description as it stands.
+    """
+
+    model: Family
+    labels: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    frames_per_clip: int
+    recipe: Recipe
+    kind: str
+    about: Mapping[str, Any]
+
+    def probabilities(self, frames: Tensor, compute: Compute) -> Tensor:
+        """Stored frames uint8 [B, T, H, W, 3] → float64 [B, K] on the CPU, the numbers of `train eval`."""
+        with torch.inference_mode():
+            clips = to_clips(frames.to(compute.device), self.mean, self.std)
+            return compute.logits(self.model, make_input(clips, self.kind)).softmax(1).double().cpu()
+
+
+def load_trained(run: Path, weights: str, compute: Compute) -> Trained:
+    """The run with its weights (`best` or `last`), on the device and in evaluation mode. Raises `UserError`."""
+    about = read_run(run)
+    settings = about["settings"]
+    for name, where in (("frames", settings), ("frames_recipe", about)):
+        if name not in where:
+            raise UserError(f"{run / RUN}: lacks {name}; the run was made by another release")
+    kind = settings.get("input", "rgb")
+    if kind not in INPUTS:
+        raise UserError(
+            f"{run / RUN}: input {kind!r} is none of {', '.join(INPUTS)}; the run is of another release"
+        )
+    try:
+        recipe = Recipe.from_dict(about["frames_recipe"])
+    except UserError as error:
+        raise UserError(f"{run / RUN}: its frames_recipe: {error}") from error
+    model = make_model(
+        about["model"],
+        num_classes=len(about["labels"]),
+        num_frames=settings["frames"],
+        size=(recipe.width, recipe.height),
+        in_channels=INPUTS[kind],
+        **settings.get("options", {}),
+    )
+    load_weights(run / f"{weights}.safetensors", model)
+    return Trained(
+        model=compute.prepare(model).eval(),
+        labels=tuple(about["labels"]),
+        mean=tuple(about["mean"]),
+        std=tuple(about["std"]),
+        frames_per_clip=settings["frames"],
+        recipe=recipe,
+        kind=kind,
+        about=about,
+    )
