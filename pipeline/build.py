@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ class _Filling:
                     }  # fmt: skip
                     meta = {**reader.meta(old), **names, "split": self.split}
                     place = self.writer.copy(key, reader, old, meta)
-                    self.samples.append(replace(old, **names, **place._asdict()))
+                    self.samples.append(old._replace(**names, **place._asdict()))
         except (UserError, OSError):  # another builder has replaced the shard: the source still has the frames
             self.writer.rewind(mark)
             del self.samples[before:]

@@ -1,19 +1,28 @@
 """The loader: right frames, right order, nothing left behind."""
 
 import os
+import re
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from conftest import build, write_video
+from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.recipe import Recipe
 from pipeline.shards import get_format
-from pipeline.shards.index import read_set
-from train.clips import Clips, clip_frames, training_clips
+from pipeline.shards.index import SplitIndex, read_set
+from train.clips import Clips, Sampling, clip_frames, training_clips
+from train.folds import split_fold
 from train.stream import BUFFERS, ClipStream
 
 SIZE = 16
+LOADER = Path(__file__).parents[1] / "docs" / "loader.md"
 
 
 def stream_of(root: Path, batch_size: int = 5) -> ClipStream:
@@ -51,10 +60,10 @@ def test_going_on_from_a_batch_equals_never_having_stopped(small_set: Path) -> N
         assert everything(stream, clips, first=2) == whole[2:]
 
 
-def test_the_last_batch_may_be_smaller(small_set: Path) -> None:
+def test_the_last_two_batches_share_what_is_left(small_set: Path) -> None:
     with stream_of(small_set, batch_size=7) as stream:
         clips = training_clips(stream.index.frames, SIZE, 0, 0)
-        assert [len(labels) for _, labels, _ in everything(stream, clips)] == [7, 7, 2]
+        assert [len(labels) for _, labels, _ in everything(stream, clips)] == [7, 5, 4]
 
 
 def test_buffers_are_reused(small_set: Path) -> None:
@@ -105,7 +114,7 @@ def test_few_open_shards_give_the_same_batches(small_set: Path, monkeypatch: pyt
     with stream_of(small_set) as stream:
         clips = training_clips(stream.index.frames, SIZE, 0, 0)
         expected = everything(stream, clips)
-    monkeypatch.setattr("train.stream.OPEN_SHARDS", 1)
+    monkeypatch.setattr("train.gather.OPEN_SHARDS", 1)
     with stream_of(small_set) as stream:
         assert everything(stream, clips) == expected
 
@@ -116,3 +125,200 @@ def test_a_damaged_shard_ends_the_epoch_with_its_name(set_copy: Path) -> None:
         os.truncate(shard, 1_000)
         with pytest.raises(UserError, match=shard.name):
             everything(stream, training_clips(stream.index.frames, SIZE, 0, 0))
+
+
+@pytest.fixture(scope="session")
+def coded_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """The same 8 videos, of 7 to 28 frames, by format and codec."""
+    root = tmp_path_factory.mktemp("coded")
+    for number in range(8):
+        label = ("cats", "dogs")[number % 2]
+        write_video(root / "videos" / "train" / label / f"{number}.mp4", 42 + 18 * number, salt=number)
+    kinds = [
+        ("webdataset", "raw"),
+        ("webdataset", "zstd"),
+        ("webdataset", "jpeg"),
+        ("zarr", "raw"),
+        ("zarr", "zstd"),
+    ]
+    for name, codec in kinds:
+        build(root / "videos", root / name / codec, recipe=Recipe(width=32, height=32, format=name, codec=codec))
+    return {(name, codec): root / name / codec for name, codec in kinds}
+
+
+def expected_frames(index: SplitIndex, sampling: Sampling, sample: int, start: int) -> np.ndarray:
+    entry = index.samples[sample]
+    with get_format(index.recipe.format).open(index.shards[index.shard[sample]], index.recipe) as reader:
+        return np.array(reader.frames(entry)[clip_frames(entry.frames, sampling, start)])
+
+
+@pytest.mark.parametrize(("kind", "stride"), [("window", 1), ("window", 2), ("window", 3), ("uniform", 1)])
+def test_every_format_codec_and_sampling_gives_the_frames_of_the_shard(
+    coded_sets: dict[tuple[str, str], Path], kind: str, stride: int
+) -> None:
+    for place in coded_sets.values():
+        with ClipStream.open(
+            place, frames_per_clip=8, batch_size=3, sampling=kind, stride=stride, threads=2
+        ) as stream:
+            clips, seen = stream.clips(0), 0
+            for batch in stream.epoch(0):
+                for row, sample in zip(batch.frames.numpy(), batch.samples.tolist(), strict=True):
+                    start = int(clips.start[seen])
+                    assert np.array_equal(row, expected_frames(stream.index, stream.sampling, sample, start))
+                    seen += 1
+        assert seen == 8
+
+
+def contents(stream: ClipStream, epoch: int) -> list[tuple[list[int], Tensor]]:
+    return [(batch.samples.tolist(), batch.frames.clone()) for batch in stream.epoch(epoch)]
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_stop_goes_on_at_the_very_next_batch_with_another_number_of_ranks(small_set: Path, repeats: int) -> None:
+    options: dict[str, Any] = {"frames_per_clip": SIZE, "batch_size": 4, "seed": 7, "repeats": repeats}
+    with ClipStream.open(small_set, **options) as stream:
+        whole = [contents(stream, epoch) for epoch in range(2)]
+    with ClipStream.open(small_set, **options) as stream:
+        first = contents(stream, 0)
+        batches = stream.epoch(1)
+        next(batches)
+        state = stream.state_dict()
+        batches.close()  # type: ignore[attr-defined]
+    assert state == {"seed": 7, "epoch": 1, "clips": 4} and [s for s, _ in first] == [s for s, _ in whole[0]]
+    rest = []
+    for rank in range(2):
+        with ClipStream.open(small_set, rank=rank, ranks=2, **{**options, "seed": 0}) as stream:
+            stream.load_state_dict(state)
+            rest.append(contents(stream, state["epoch"]))
+            assert stream.state_dict() == {"seed": 7, "epoch": 2, "clips": 0}
+    for (samples, frames), *parts in zip(whole[1][1:], *rest, strict=True):
+        assert samples == parts[0][0] + parts[1][0]
+        assert torch.equal(frames, torch.cat([part for _, part in parts]))
+
+
+def test_a_state_of_another_set_is_refused(small_set: Path) -> None:
+    with stream_of(small_set) as stream, pytest.raises(ValueError, match="no state of this stream"):
+        stream.load_state_dict({"seed": 0, "epoch": 0, "clips": 10_000})
+
+
+def test_more_ranks_than_clips_of_a_batch_are_refused(small_set: Path) -> None:
+    with pytest.raises(ValueError, match="each needs a clip"):
+        ClipStream.open(small_set, frames_per_clip=SIZE, batch_size=4, ranks=5)
+
+
+def test_balanced_draws_and_folds_come_out_of_the_stream(small_set: Path) -> None:
+    train, held_out = split_fold(read_set(small_set).split("train"), 0, 4)
+    with ClipStream(train, frames_per_clip=SIZE, batch_size=4, weights="balanced") as stream:
+        drawn = {train.samples[i].video for batch in stream.epoch(0) for i in batch.samples.tolist()}
+    assert drawn <= set(train.videos)
+    assert not {sample.group for sample in train.samples} & {sample.group for sample in held_out.samples}
+    assert len(train) == 12 and len(held_out) == 4
+
+
+class LateShards:
+    """Shards that arrive one by one, each only when the loader waits for it."""
+
+    def __init__(self, index: SplitIndex) -> None:
+        self.index, self.here, self.closed = index, list[int](), threading.Event()
+        self.order: list[int] = []
+        self.coming = len(index.shards)
+
+    def fetch(self, order: Sequence[int]) -> None:
+        self.order = list(order)
+
+    def path(self, shard: int) -> Path:
+        if self.order.index(shard) >= self.coming:
+            self.closed.wait()
+            raise UserError(f"shard {shard} did not come")
+        while shard not in self.here:
+            self.here.append(self.order[len(self.here)])
+        return self.index.shards[shard]
+
+    def arrived(self) -> list[int]:
+        return self.here
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def test_training_starts_before_all_shards_are_there(small_set: Path) -> None:
+    index, said = read_set(small_set).split("train"), list[str]()
+    source = LateShards(index)
+    with ClipStream(index, frames_per_clip=4, batch_size=1, shards=source, say=said.append) as stream:
+        batches = stream.epoch(0)
+        seen = next(batches).samples.tolist()
+        assert len(source.here) < len(index.shards) > 2
+        seen += [sample for batch in batches for sample in batch.samples.tolist()]
+        assert (
+            sorted(seen)
+            == list(range(len(index)))
+            == sorted(s for b in stream.epoch(1) for s in b.samples.tolist())
+        )
+    assert len(said) == 1 and "0 of 4 shards are here" in said[0]
+    assert source.closed.is_set()
+
+
+def test_closing_wakes_a_loader_that_waits_for_a_shard(small_set: Path) -> None:
+    index = read_set(small_set).split("train")
+    source, before = LateShards(index), threading.active_count()
+    stream = ClipStream(index, frames_per_clip=4, batch_size=1, shards=source)
+    source.coming = 1
+    batches = stream.epoch(0)
+    seen = next(batches).samples.tolist()
+    while len(seen) < (index.shard == source.order[0]).sum():
+        seen += next(batches).samples.tolist()
+    stream.close()
+    assert threading.active_count() == before
+    assert list(batches) == []
+    assert stream.state_dict()["clips"] == len(seen)
+
+
+def held(root: Path) -> tuple[int, int, list[str]]:
+    """Open files, maps of the set's files, and the loader's threads, of this process."""
+    maps = Path("/proc/self/maps").read_text().count(str(root))
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("clip-")]
+    return len(os.listdir("/proc/self/fd")), maps, threads
+
+
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+def test_fifty_epochs_hold_no_more_than_one_and_nothing_outlives_close(
+    coded_sets: dict[tuple[str, str], Path], codec: str
+) -> None:
+    root = coded_sets["webdataset", codec]
+    before = held(root)
+    with ClipStream.open(root, frames_per_clip=8, batch_size=4) as stream:
+        contents(stream, 0)
+        after_one = held(root)
+        resident = resident_bytes()
+        for epoch in range(1, 50):
+            for batch in stream.epoch(epoch):
+                assert len(batch.labels) == 4
+        assert held(root) == after_one
+        assert resident_bytes() - resident < 8e6
+    assert held(root) == before == (before[0], 0, [])
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_to_float_gives_what_a_model_wants(small_set: Path) -> None:
+    with stream_of(small_set) as stream:
+        batch = next(stream.epoch(0))
+        clips = batch.to_float(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        assert clips.shape == (5, SIZE, 3, 48, 48)
+        assert torch.allclose(clips, batch.frames.permute(0, 1, 4, 2, 3) / 255)
+
+
+def test_the_loop_of_the_documentation_runs(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = re.findall(r"```python\n(.*?)```", LOADER.read_text(), re.DOTALL)[0]
+    assert len(loop.splitlines()) <= 10
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "shards").symlink_to(small_set)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(loop, str(LOADER), "exec"), names)
+    loss = names["loss"]
+    assert isinstance(loss, Tensor) and torch.isfinite(loss)

@@ -1,7 +1,7 @@
 """Which clip comes next: pure functions of (index, seed, epoch). No file, no device.
 
-A clip is T frames of one sample at the stored rate. Order and starts are the same on any machine, so a
-stopped epoch goes on from an integer.
+A clip is T frames of one sample at the stored rate. Order, starts and batches are the same on any machine and for
+any number of ranks, so a stopped epoch goes on from an integer: how many of its clips are done.
 """
 
 from dataclasses import dataclass
@@ -10,11 +10,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+KINDS = ("window", "uniform")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a sample make a clip.
+
+    `window`: `frames` of them, `stride` apart, from a start that is drawn; `uniform`: `frames` of them, spread
+    evenly from the sample's first to its last. A sample too short for its window is sampled uniformly.
+    Raises `ValueError` for values that make no sense.
+    """
+
+    frames: int
+    kind: str = "window"
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"no sampling is called {self.kind!r}; there are {', '.join(KINDS)}")
+        if self.frames < 1 or self.stride < 1:
+            raise ValueError(f"a clip of {self.frames} frames with stride {self.stride}; both are 1 or more")
+        if self.kind == "uniform" and self.stride != 1:
+            raise ValueError("uniform sampling has no stride: the length of the sample gives it")
+
+    @property
+    def span(self) -> int:
+        """How many frames a window reaches over."""
+        return (self.frames - 1) * self.stride + 1
+
+    def latest(self, lengths: Ints) -> Ints:
+        """The last possible start in samples of these lengths."""
+        return np.maximum(lengths - self.span, 0) if self.kind == "window" else np.zeros_like(lengths)
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips in order: number i is `frames_per_clip` frames of sample `sample[i]`, from frame `start[i]` on."""
+    """Clips in order: number i is cut from sample `sample[i]`, from frame `start[i]` on."""
 
     sample: Ints
     start: Ints
@@ -23,24 +56,63 @@ class Clips:
         return len(self.sample)
 
 
-def training_clips(frames: Ints, frames_per_clip: int, seed: int, epoch: int) -> Clips:
+def as_sampling(clip: Sampling | int) -> Sampling:
+    """A number of frames stands for a window of so many consecutive ones."""
+    return clip if isinstance(clip, Sampling) else Sampling(clip)
+
+
+def training_clips(
+    frames: Ints,
+    clip: Sampling | int,
+    seed: int,
+    epoch: int,
+    *,
+    weights: Floats | None = None,
+    repeats: int = 1,
+    arrival: Ints | None = None,
+    window: int = 1,
+) -> Clips:
     """One clip of every sample, in a true permutation over all of them, each from a random start.
 
-    `frames` [n]: the length of each sample. Draws depend on seed, epoch and the sample alone.
+    `frames` [n]: the length of each sample. Draws depend on seed and epoch alone.
+
+    `weights` [n]: instead of each sample once, n draws with replacement, as often as the weights say.
+    `repeats`: so many clips of each sample, one after the other, each from a start of its own (repeated
+    augmentation, Hoffer et al., arXiv:1901.09335).
+    `arrival` [n]: the place of each sample's shard in the order in which shards come to this machine. The order
+    is then shuffled over a moving window: a clip of shard k comes after all of those up to shard k - `window`.
     """
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(frames))
-    latest = np.maximum(frames - frames_per_clip, 0)
-    start = (rng.random(len(frames)) * (latest + 1)).astype(np.int64)
-    return Clips(order, start[order])
+    count = len(frames)
+    order = rng.permutation(count) if weights is None else rng.choice(count, count, p=weights / weights.sum())
+    if arrival is not None:
+        order = order[np.argsort(_moments(arrival[order], window, rng), kind="stable")]
+    latest = as_sampling(clip).latest(frames)
+    if weights is None and repeats == 1:
+        start = (rng.random(count) * (latest + 1)).astype(np.int64)
+        return Clips(order, start[order])
+    order = np.repeat(order, repeats)
+    return Clips(order, (rng.random(len(order)) * (latest[order] + 1)).astype(np.int64))
 
 
-def evaluation_clips(frames: Ints, frames_per_clip: int, clips: int) -> Clips:
+def _moments(arrival: Ints, window: int, rng: np.random.Generator) -> Floats:
+    """When a clip is due, in shards: a clip of shard i between i - window + 1 and i + 1, and not before 0."""
+    earliest = np.maximum(arrival - window + 1, 0)
+    return earliest + rng.random(len(arrival)) * (arrival + 1 - earliest)
+
+
+def balanced_weights(label: Ints) -> Floats:
+    """Weights [n] with which every class is drawn equally often."""
+    counts = np.bincount(label)
+    return 1.0 / counts[label]
+
+
+def evaluation_clips(frames: Ints, clip: Sampling | int, clips: int) -> Clips:
     """Up to `clips` clips of every sample, evenly spaced from its first frame to its last; one: the middle.
 
-    A sample with fewer different starts than that gives each of them once.
+    A sample with fewer different starts than that gives each of them once; uniform sampling knows only one.
     """
-    latest = np.maximum(frames - frames_per_clip, 0)
+    latest = as_sampling(clip).latest(frames)
     places = np.linspace(0, 1, clips) if clips > 1 else np.array([0.5])
     starts = np.rint(latest[:, None] * places).astype(np.int64)  # [n, clips]
     fresh = np.ones_like(starts, dtype=bool)
@@ -49,11 +121,44 @@ def evaluation_clips(frames: Ints, frames_per_clip: int, clips: int) -> Clips:
     return Clips(sample, starts[fresh])
 
 
-def clip_frames(length: int, frames_per_clip: int, start: int) -> slice | Ints:
+def clip_frames(length: int, clip: Sampling | int, start: int) -> slice | Ints:
     """The frames of one clip: a slice of a sample that is long enough, else frames spread evenly over it.
 
     The course's `uniform_sample`: 16 of 10 frames are 0 1 1 2 2 3 4 4 5 5 6 7 7 8 8 9.
     """
-    if length >= frames_per_clip:
-        return slice(start, start + frames_per_clip)
-    return np.rint(np.linspace(0, length - 1, frames_per_clip)).astype(np.int64)
+    sampling = as_sampling(clip)
+    if sampling.kind == "window" and length >= sampling.span:
+        return slice(start, start + sampling.span, sampling.stride)
+    return np.rint(np.linspace(0, length - 1, sampling.frames)).astype(np.int64)
+
+
+def batch_bounds(
+    clips: int, batch_size: int, begin: int = 0, *, repeats: int = 1, drop_last: bool = False
+) -> list[int]:
+    """Where the global batches of an epoch of `clips` clips start, from clip `begin` on, and where the last ends.
+
+    All have `batch_size` clips, but where that does not divide them, the last two share what is left evenly (in
+    multiples of `repeats`), so that no rank is ever left with nothing; `drop_last` leaves it out instead.
+    The same bounds come out from whichever of them one begins.
+    """
+    if batch_size < 1 or batch_size % repeats:
+        raise ValueError(f"batch_size {batch_size} is not a multiple of {repeats} repeats")
+    left = clips - begin
+    whole = left // batch_size
+    if drop_last:
+        return [begin + batch_size * number for number in range(whole + 1)]
+    if left % batch_size and whole:
+        whole -= 1
+    bounds = [begin + batch_size * number for number in range(whole + 1)]
+    rest = clips - bounds[-1]
+    if rest > batch_size:
+        bounds.append(bounds[-1] + -(-rest // (2 * repeats)) * repeats)
+    if rest:
+        bounds.append(clips)
+    return bounds
+
+
+def rank_part(begin: int, stop: int, rank: int, ranks: int) -> slice:
+    """The rank's part of the global batch from clip `begin` to `stop`: parts differ by one clip at most."""
+    size = stop - begin
+    return slice(begin + size * rank // ranks, begin + size * (rank + 1) // ranks)

@@ -1,30 +1,50 @@
-"""From shards to batches at the speed of memory.
+"""From shards to batches at the speed of memory. Stands on its own: docs/loader.md shows it in a plain loop.
 
-Shards are mapped, clips are slices of the map, and a thread copies them into a few reused batch buffers ahead
-of the model: no worker processes, no pickling, no allocation. Frames stay uint8 until they are on the device.
+Raw shards are mapped, clips are slices of the map, and a thread copies them into a few reused batch buffers ahead
+of the model: no worker processes, no pickling, no allocation. Compressed shards are decoded into the same buffers
+by a pool of threads. Frames stay uint8 until they are on the device.
 """
 
-import queue
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.shards import ShardReader, get_format
-from pipeline.shards.index import SplitIndex
-from train.clips import Clips, Ints, clip_frames
+from pipeline.shards.index import SplitIndex, read_set
+from train.augment import IMAGENET_MEAN, IMAGENET_STD, to_clips
+from train.clips import Clips, Floats, Ints, Sampling, balanced_weights, batch_bounds, rank_part, training_clips
+from train.gather import Gatherer
+from train.prefetch import Buffer, Filled, Filler
 
-OPEN_SHARDS = 256  # maps kept open: each holds a file descriptor
 BUFFERS = 3  # one with the model, one ready, one being filled
+LARGEST_WINDOW = 16  # shards
+
+
+class ShardSource(Protocol):
+    """Brings shards that lie elsewhere to this machine. They are numbered as in the index's `shards`."""
+
+    def path(self, shard: int) -> Path:
+        """Where the shard stands on this machine; waits until it is there. Raises `UserError`."""
+        ...
+
+    def fetch(self, order: Sequence[int]) -> None:
+        """Begin to fetch these shards, in this order, in the background."""
+        ...
+
+    def arrived(self) -> list[int]:
+        """The shards that are on this machine."""
+        ...
+
+    def close(self) -> None:
+        """Stop fetching; whoever waits for a shard is told by an error."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,133 +58,180 @@ class Batch:
     labels: Tensor
     samples: Tensor
 
-
-Filled = tuple[Tensor, Tensor, Tensor]  # frames, labels, samples
-
-
-class _Filler:
-    """A thread that fills buffers ahead of the caller: takes them from `free`, puts them into `ready`.
-
-    What `ready` gives last is None, or the error that ended the thread.
-    """
-
-    def __init__(self, fill: Callable[[Tensor, int], Filled], batches: range, buffers: list[Tensor]) -> None:
-        self.free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
-        self.ready: queue.SimpleQueue[Filled | BaseException | None] = queue.SimpleQueue()
-        self._stopped = threading.Event()
-        for buffer in buffers:
-            self.free.put(buffer)
-        self._thread = threading.Thread(target=self._run, args=(fill, batches), name="clip-stream", daemon=True)
-        self._thread.start()
-
-    def _run(self, fill: Callable[[Tensor, int], Filled], batches: range) -> None:
-        try:
-            for number in batches:
-                buffer = self.free.get()
-                if self._stopped.is_set():
-                    return
-                self.ready.put(fill(buffer, number))
-            self.ready.put(None)
-        except BaseException as error:  # the caller's thread raises it
-            self.ready.put(error)
-
-    def stop(self) -> None:
-        """End the thread, and the iteration of whoever still asks for batches."""
-        self._stopped.set()
-        self.free.put(torch.empty(0))  # wakes a thread that waits for a buffer
-        self._thread.join()
-        self.ready.put(None)
+    def to_float(self, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> Tensor:
+        """The clips as a model wants them: normalised float32 [B, T, C, H, W], a tensor of its own."""
+        return to_clips(self.frames, mean, std)
 
 
 class ClipStream:
     """Batches of clips from one split of a shard set.
 
-    Use it as a context manager, or `close()` it: nothing outlives that. `waited` is the time in seconds that
-    the caller has spent waiting for batches.
+    `epoch(n)` gives the batches of training epoch n, in an order that is a function of `seed` and n; `batches`
+    those of any other list of clips. Use it as a context manager, or `close()` it: nothing outlives that.
+
+    `frames_per_clip`, `sampling`, `stride`: see `train.clips.Sampling`.
+    `batch_size`: of the global batch. Rank `rank` of `ranks` gets its even part of each: the same number of
+    batches on every rank, their sizes differing by one at most; `drop_last`: see `train.clips.batch_bounds`.
+    `weights`: "balanced", or one for each sample of the index: clips are then drawn with replacement, so that an
+    epoch has as many clips as ever, but not each of them once.
+    `repeats`: so many clips of each sample in the same batch (repeated augmentation).
+    `threads`: that decode compressed shards; all processors, where it is not given.
+    `shards`: brings shards that lie elsewhere. Epoch 0 is then shuffled over a moving window of shards instead of
+    all of them, so that it can start when the first are there; `say` is told so. It is closed with the stream.
+    `waited` is the time in seconds that the caller has spent waiting for batches.
     """
 
     def __init__(
-        self, index: SplitIndex, *, frames_per_clip: int, batch_size: int, device: torch.device | str = "cpu"
+        self,
+        index: SplitIndex,
+        *,
+        frames_per_clip: int,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        sampling: str = "window",
+        stride: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        drop_last: bool = False,
+        weights: Literal["balanced"] | Floats | None = None,
+        repeats: int = 1,
+        threads: int | None = None,
+        shards: ShardSource | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.index = index
-        self.frames_per_clip = frames_per_clip
-        self.batch_size = batch_size
-        self.device = torch.device(device)
+        if not 0 <= rank < ranks or batch_size < ranks:
+            raise ValueError(f"rank {rank} of {ranks} with a global batch of {batch_size}: each needs a clip")
+        self.index, self.device, self.seed = index, torch.device(device), seed
+        self.frames_per_clip, self.batch_size = frames_per_clip, batch_size
+        self.rank, self.ranks, self.drop_last, self.repeats = rank, ranks, drop_last, repeats
+        self.sampling = Sampling(frames_per_clip, sampling, stride)
+        batch_bounds(0, batch_size, repeats=repeats)  # raises where they don't fit together
+        self.weights = balanced_weights(index.label) if isinstance(weights, str) else weights
         self.waited = 0.0
-        self._filler: _Filler | None = None
-        self._format = get_format(index.recipe.format)
-        self._readers: OrderedDict[int, ShardReader] = OrderedDict()
-        shape = (batch_size, frames_per_clip, index.recipe.height, index.recipe.width, 3)
-        pin = self.device.type == "cuda"
-        self._buffers = [torch.empty(shape, dtype=torch.uint8, pin_memory=pin) for _ in range(BUFFERS)]
+        self._epoch, self._done = 0, 0  # the next epoch, and how many of its clips are done
+        self._source, self._say = shards, say
+        self._filler: Filler | None = None
+        path = shards.path if shards else index.shards.__getitem__
+        self._gatherer = Gatherer(index, self.sampling, threads, path)
+        shape = (-(-batch_size // ranks), frames_per_clip, index.recipe.height, index.recipe.width, 3)
+        self._buffers = [Buffer(shape, self.device) for _ in range(BUFFERS)]
+
+    @classmethod
+    def open(cls, place: Path | str, split: str = "train", **options: Any) -> Self:
+        """The stream of a split of the set at `place`; `options` as the class has them. Raises `UserError`."""
+        return cls(read_set(place).split(split), **options)
+
+    def clips(self, epoch: int) -> Clips:
+        """The clips of a training epoch, of all ranks, in order."""
+        index = self.index
+        windowed = self._source is not None and epoch == 0
+        return training_clips(
+            index.frames, self.sampling, self.seed, epoch, weights=self.weights, repeats=self.repeats,
+            arrival=self._arrival() if windowed else None, window=self._window,
+        )  # fmt: skip
+
+    @property
+    def _window(self) -> int:
+        """Shards over which epoch 0 is shuffled: a twentieth of them, so that it starts early."""
+        return min(LARGEST_WINDOW, max(1, len(self.index.shards) // 20))
+
+    def _arrival(self) -> Ints:
+        """The place of each sample's shard in the order in which epoch 0 wants them."""
+        places = np.random.default_rng([self.seed, len(self.index.shards)]).permutation(len(self.index.shards))
+        return np.asarray(places[self.index.shard], np.int64)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of training epoch `number`; after `load_state_dict`, what is left of it.
+
+        Raises `ValueError` where a batch has fewer clips than there are ranks, `UserError` where a shard is
+        missing or damaged.
+        """
+        clips = self.clips(number)
+        begin = self._done if number == self._epoch else 0
+        bounds = batch_bounds(len(clips), self.batch_size, begin, repeats=self.repeats, drop_last=self.drop_last)
+        self._epoch, self._done = number, begin
+        if self._source is not None and number == 0:
+            here, of = len(self._source.arrived()), len(self.index.shards)
+            over = f"clips are shuffled over a window of {self._window} while the others arrive"
+            self._say(f"first epoch: {here} of {of} shards are here; {over}")
+        for batch, stop in zip(self._iterate(clips, bounds), bounds[1:], strict=False):
+            self._done = stop  # before it is given: a state saved in the loop's body comes after this batch
+            yield batch
+        if self._done == bounds[-1]:  # not where the stream was closed in the middle
+            self._epoch, self._done = number + 1, 0
 
     def batches(self, clips: Clips, first: int = 0) -> Iterator[Batch]:
-        """The clips in order, `batch_size` at a time (the last batch may be smaller), from batch `first` on.
+        """This rank's part of the clips in order, `batch_size` at a time for all ranks, from batch `first` on.
 
         One epoch at a time: the buffers are shared. Raises `UserError` where a shard is missing or damaged.
         """
+        return self._iterate(clips, batch_bounds(len(clips), self.batch_size)[first:])
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream is: the epoch, and how many of its clips all ranks together have been given."""
+        return {"seed": self.seed, "epoch": self._epoch, "clips": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at the very next batch; the number of ranks may be another one.
+
+        Raises `ValueError` for what is no state of this stream.
+        """
+        if not 0 <= state["clips"] <= len(self.index) * self.repeats:
+            raise ValueError(f"no state of this stream: {state['clips']} clips of {len(self.index)} samples")
+        self.seed, self._epoch, self._done = state["seed"], state["epoch"], state["clips"]
+
+    def _iterate(self, clips: Clips, bounds: list[int]) -> Iterator[Batch]:
         if self._filler is not None:
             raise RuntimeError("this stream is in the middle of an epoch; close that iterator first")
+        parts = [rank_part(begin, stop, self.rank, self.ranks) for begin, stop in pairwise(bounds)]
+        if any(stop - begin < self.ranks for begin, stop in pairwise(bounds)):
+            raise ValueError(f"the last batches have fewer clips than {self.ranks} ranks; use drop_last")
+        if self._source is not None and parts:
+            self._source.fetch(self._shards_in_order(clips, parts))
 
-        def fill(buffer: Tensor, number: int) -> Filled:
-            part = slice(number * self.batch_size, (number + 1) * self.batch_size)
-            samples = clips.sample[part]
-            self._gather(buffer.numpy(), samples, clips.start[part])
-            return buffer, torch.from_numpy(self.index.label[samples]), torch.from_numpy(samples)
+        def fill(buffer: Buffer, number: int) -> Filled:
+            samples = clips.sample[parts[number]]
+            self._gatherer.fill(buffer.rows, samples, clips.start[parts[number]])
+            labels = torch.from_numpy(self.index.label[samples])
+            return buffer.send(labels), torch.from_numpy(samples), buffer
 
-        filler = self._filler = _Filler(fill, range(first, -(-len(clips) // self.batch_size)), self._buffers)
+        filler = self._filler = Filler(fill, range(len(parts)), self._buffers)
         try:
-            while True:
-                began = time.perf_counter()
-                got = filler.ready.get()
-                self.waited += time.perf_counter() - began
-                if got is None:
-                    return
-                if isinstance(got, BaseException):
-                    raise got
-                buffer, labels, samples = got
-                yield self._to_device(buffer[: len(labels)], labels, samples)
+            while (got := self._next(filler)) is not None:
+                (frames, labels), samples, buffer = got
+                buffer.arrive(frames, labels)
+                yield Batch(frames, labels, samples)
                 filler.free.put(buffer)
         finally:
             filler.stop()
             if self._filler is filler:
                 self._filler = None
 
-    def _gather(self, buffer: NDArray[np.uint8], samples: Ints, starts: Ints) -> None:
-        """Copy each clip's frames from its mapped shard into the buffer."""
-        for row, sample, start in zip(buffer, samples.tolist(), starts.tolist(), strict=False):
-            frames = self._reader(int(self.index.shard[sample])).frames(self.index.samples[sample])
-            chosen = clip_frames(len(frames), self.frames_per_clip, start)
-            if isinstance(chosen, slice):
-                row[...] = frames[chosen]
-            else:
-                np.take(frames, chosen, axis=0, out=row)
+    def _next(self, filler: Filler) -> Filled | None:
+        began = time.perf_counter()
+        got = filler.ready.get()
+        self.waited += time.perf_counter() - began
+        if isinstance(got, BaseException):
+            raise got
+        return got
 
-    def _reader(self, shard: int) -> ShardReader:
-        reader = self._readers.get(shard)
-        if reader is None:
-            path: Path = self.index.shards[shard]
-            reader = self._readers[shard] = self._format.open(path, self.index.recipe)
-            if len(self._readers) > OPEN_SHARDS:
-                _, oldest = self._readers.popitem(last=False)
-                oldest.__exit__(None, None, None)
-        self._readers.move_to_end(shard)
-        return reader
-
-    def _to_device(self, frames: Tensor, labels: Tensor, samples: Tensor) -> Batch:
-        if self.device.type == "cpu":
-            return Batch(frames, labels, samples)
-        # Blocking: the buffer is filled anew as soon as this batch is done with.
-        return Batch(frames.to(self.device), labels.to(self.device), samples)
+    def _shards_in_order(self, clips: Clips, parts: list[slice]) -> list[int]:
+        """The shards that this rank needs, in the order of its first clip from each."""
+        wanted = self.index.shard[np.concatenate([clips.sample[part] for part in parts])]
+        shards, first = np.unique(wanted, return_index=True)
+        return [int(shard) for shard in shards[np.argsort(first)]]
 
     def close(self) -> None:
-        """Stop the thread, let go of all shards and buffers. An iterator that is still held ends."""
+        """Stop all threads, let go of all shards and buffers. An iterator that is still held ends."""
+        if self._filler is not None:
+            self._filler.ask_to_stop()
+        if self._source is not None:  # first, as the thread may be waiting for a shard
+            self._source.close()
         if self._filler is not None:
             self._filler.stop()
             self._filler = None
-        for reader in self._readers.values():
-            reader.__exit__(None, None, None)
-        self._readers.clear()
+        self._gatherer.close()
         self._buffers = []
 
     def __enter__(self) -> Self:

@@ -128,6 +128,7 @@ def scan(folder: Folder, recipe: Recipe) -> Standing:
 
 def sidecars(folder: Folder, recipe: Recipe, under: str = "") -> Iterator[Sidecar]:
     """Every sidecar of the set, by name. Raises `UserError`."""
+    fingerprint = recipe.fingerprint
     for name in folder.names(under):
         if not (name.endswith(SIDECAR) if under else OWN_SIDECAR.fullmatch(name)):
             continue
@@ -138,9 +139,9 @@ def sidecars(folder: Folder, recipe: Recipe, under: str = "") -> Iterator[Sideca
             continue  # another builder is rewriting this shard
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{folder}/{path}: cannot be read: {error}") from error
-        if sidecar.fingerprint != recipe.fingerprint:
+        if sidecar.fingerprint != fingerprint:
             raise UserError(
-                f"{folder}/{path}: belongs to the recipe {sidecar.fingerprint}, the set to {recipe.fingerprint}; "
+                f"{folder}/{path}: belongs to the recipe {sidecar.fingerprint}, the set to {fingerprint}; "
                 "remove it, or build with --overwrite"
             )
         yield sidecar

@@ -1,9 +1,13 @@
 """A set as its readers see it: recipe and sidecars, checked for completeness, and its samples as columns."""
 
+import gc
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +54,13 @@ class ShardSet:
             wanted, found = max(counts), counts[max(counts)]
             if len(counts) > 1 or found != wanted:
                 return f"{split} has {found} of {wanted} shards"
-        keys = Counter(sample.key for sidecar in self.sidecars for sample in sidecar.samples)
-        twice = next((key for key, count in keys.items() if count > 1), None)
-        return f"{twice} stands in two shards" if twice else None
+        seen: set[str] = set()
+        for sidecar in self.sidecars:
+            keys = {sample.key for sample in sidecar.samples}
+            if len(keys) < len(sidecar.samples) or not seen.isdisjoint(keys):
+                return f"{_twice(sidecar, seen)} stands in two shards"
+            seen |= keys
+        return None
 
     def split(self, name: str) -> "SplitIndex":
         """The samples of one split. Raises `UserError` where it has none."""
@@ -74,24 +82,61 @@ class SplitIndex:
         self.shards = [Path(str(shard_set.folder), sidecar.shard) for sidecar in inside]
         self.samples: list[Sample] = [sample for sidecar in inside for sample in sidecar.samples]
         number_of = {label: number for number, label in enumerate(self.labels)}
-        videos = {video: i for i, video in enumerate(dict.fromkeys(sample.video for sample in self.samples))}
-        self.videos: list[str] = list(videos)
         self.shard: NDArray[np.int32] = np.repeat(
             np.arange(len(inside), dtype=np.int32), [len(sidecar.samples) for sidecar in inside]
         )
-        self.frames = np.array([sample.frames for sample in self.samples], np.int64)
-        self.label = np.array([number_of[sample.label] for sample in self.samples], np.int64)
-        self.video = np.array([videos[sample.video] for sample in self.samples], np.int64)
+        count = len(self.samples)
+        self.frames = np.fromiter(map(attrgetter("frames"), self.samples), np.int64, count)
+        labels = map(attrgetter("label"), self.samples)
+        self.label = np.fromiter(map(number_of.__getitem__, labels), np.int64, count)
+        videos: dict[str, int] = {}
+        self.video = np.fromiter(
+            (videos.setdefault(video, len(videos)) for video in map(attrgetter("video"), self.samples)),
+            np.int64, count,
+        )  # fmt: skip
+        self.videos: list[str] = list(videos)
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def select(self, chosen: NDArray[np.bool_]) -> "SplitIndex":
+        """Only the samples where `chosen` [n] is true, and their videos; shards and labels keep their numbers."""
+        part = copy(self)
+        places = np.flatnonzero(chosen)
+        part.samples = [self.samples[place] for place in places]
+        part.shard, part.frames, part.label = self.shard[places], self.frames[places], self.label[places]
+        videos, part.video = np.unique(self.video[places], return_inverse=True)
+        part.videos = [self.videos[number] for number in videos]
+        return part
+
+
+def _twice(sidecar: Sidecar, seen: set[str]) -> str:
+    """The first key of the sidecar that was seen before."""
+    for sample in sidecar.samples:
+        if sample.key in seen:
+            break
+        seen.add(sample.key)
+    return sample.key
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection: of a million new objects that all stay, it would look at each many times."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def read_set(place: Path | str, *, whole: bool = True) -> ShardSet:
     """The set at a path or URL. Raises `UserError` where there is none, it is damaged, or (`whole`) unfinished."""
     folder = get_folder(place)
     recipe = read_recipe(folder)
-    shard_set = ShardSet(folder, recipe, tuple(sidecars(folder, recipe)), is_building(folder))
+    with _no_collection():
+        shard_set = ShardSet(folder, recipe, tuple(sidecars(folder, recipe)), is_building(folder))
     if whole and not any(sidecar.samples for sidecar in shard_set.sidecars):
         raise UserError(f"{folder}: the set has no samples; run `prep build-shards --out {folder}` to its end")
     if whole and shard_set.unfinished:

@@ -1,0 +1,51 @@
+"""Cross-validation: folds of a split that keep groups whole."""
+
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.shards.index import SplitIndex
+from train.clips import Ints
+
+
+def folds_by_group(groups: Sequence[str], label: Ints, folds: int) -> Ints:
+    """The fold [n] of each sample, from 0 on: whole groups, every label spread as evenly as they allow.
+
+    The largest groups first, each to the fold that has the least of its commonest label (and of two, the one that
+    has the least altogether). Depends on what the groups hold, not on the order of the samples.
+    """
+    counts: dict[str, Counter[int]] = {}
+    for group, number in zip(groups, label.tolist(), strict=True):
+        counts.setdefault(group, Counter())[number] += 1
+    if not 2 <= folds <= len(counts):
+        raise UserError(f"{folds} folds of {len(counts)} groups; give 2 or more, and no more than groups")
+    members: dict[int, list[str]] = {}
+    for group, held in counts.items():
+        members.setdefault(min(held, key=lambda number: (-held[number], number)), []).append(group)
+    fold_of: dict[str, int] = {}
+    total = [0] * folds
+    for number in sorted(members):
+        heap = [(0, total[fold], fold) for fold in range(folds)]
+        heapq.heapify(heap)
+        for group in sorted(members[number], key=lambda group: (-counts[group].total(), _digest(group))):
+            own, _, fold = heap[0]
+            fold_of[group] = fold
+            total[fold] += counts[group].total()
+            heapq.heapreplace(heap, (own + counts[group][number], total[fold], fold))
+    return np.array([fold_of[group] for group in groups], np.int64)
+
+
+def _digest(group: str) -> bytes:
+    return hashlib.sha256(group.encode()).digest()
+
+
+def split_fold(index: SplitIndex, fold: int, folds: int) -> tuple[SplitIndex, SplitIndex]:
+    """What fold `fold` (from 0 on) of `folds` trains on, and what it holds out. Raises `UserError`."""
+    if not 0 <= fold < folds:
+        raise UserError(f"fold {fold} of {folds}; they are numbered from 0 to {folds - 1}")
+    held_out = folds_by_group([sample.group for sample in index.samples], index.label, folds) == fold
+    return index.select(~held_out), index.select(held_out)

@@ -1,0 +1,107 @@
+"""Copies the frames of clips from shards into the rows of a batch: mapped ones as they are, others decoded."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.shards import Frames, ShardReader, get_format
+from pipeline.shards.codec import get_codec
+from pipeline.shards.index import SplitIndex
+from train.clips import Ints, Sampling, clip_frames
+
+OPEN_SHARDS = 400  # kept open, each with a file descriptor; a process may have 1024
+
+
+class _Shard(NamedTuple):
+    """An open shard, and the samples of it that were looked up and checked already."""
+
+    reader: ShardReader
+    frames: dict[int, Frames]
+
+
+class Gatherer:
+    """Fills rows with clips of one split. `path` says where a shard stands on this machine."""
+
+    def __init__(
+        self, index: SplitIndex, sampling: Sampling, threads: int | None, path: Callable[[int], Path]
+    ) -> None:
+        self._index, self._sampling, self._path = index, sampling, path
+        self._format = get_format(index.recipe.format)
+        self._shards: OrderedDict[int, _Shard] = OrderedDict()
+        self._chunk = get_codec(index.recipe).chunk
+        self._pool: ThreadPoolExecutor | None = None
+        if index.recipe.codec != "raw":
+            threads = threads or len(os.sched_getaffinity(0))
+            self._pool = ThreadPoolExecutor(threads, thread_name_prefix="clip-decode")
+
+    def fill(self, rows: Sequence[Frames], samples: Ints, starts: Ints) -> None:
+        """Copy clip i, from frame `starts[i]` of sample `samples[i]` on, into `rows[i]` [T, H, W, C].
+
+        Raises `UserError` where a shard is missing or damaged.
+        """
+        shards = self._index.shard[samples].tolist()
+        jobs = zip(rows, shards, samples.tolist(), starts.tolist(), strict=False)
+        if self._pool is None:
+            for row, shard, sample, start in jobs:
+                self._copy(row, self._frames(shard, sample), start)
+        else:
+            # Opened here, not in the pool: the threads share the readers.
+            opened = [(row, self._shard(shard).reader, sample, start) for row, shard, sample, start in jobs]
+            for _ in self._pool.map(lambda job: self._decode(*job), opened):
+                pass
+        while len(self._shards) > OPEN_SHARDS:
+            _, oldest = self._shards.popitem(last=False)
+            oldest.reader.__exit__(None, None, None)
+
+    def _shard(self, number: int) -> _Shard:
+        shard = self._shards.get(number)
+        if shard is None:
+            shard = _Shard(self._format.open(self._path(number), self._index.recipe), {})
+            self._shards[number] = shard
+        self._shards.move_to_end(number)
+        return shard
+
+    def _frames(self, shard: int, sample: int) -> Frames:
+        """The mapped frames of a sample; looked up and checked once as long as its shard is open."""
+        known = self._shard(shard)
+        frames = known.frames.get(sample)
+        if frames is None:
+            frames = known.frames[sample] = known.reader.frames(self._index.samples[sample])
+        return frames
+
+    def _copy(self, row: Frames, frames: Frames, start: int) -> None:
+        chosen = clip_frames(len(frames), self._sampling, start)
+        if isinstance(chosen, slice):
+            row[...] = frames[chosen]
+        else:
+            np.take(frames, chosen, axis=0, out=row, mode="clip")  # any other mode makes a copy first
+
+    def _decode(self, row: Frames, reader: ShardReader, sample: int, start: int) -> None:
+        """Decode the frames of a clip, leaving out what lies in gaps of more than a chunk."""
+        entry = self._index.samples[sample]
+        chosen = clip_frames(entry.frames, self._sampling, start)
+        if isinstance(chosen, slice):
+            chosen = np.arange(chosen.start, chosen.stop, chosen.step)
+        cuts = np.flatnonzero(np.diff(chosen) > self._chunk) + 1
+        for begin, stop in zip([0, *cuts], [*cuts, len(chosen)], strict=True):
+            first, last = int(chosen[begin]), int(chosen[stop - 1])
+            part = row[begin:stop]
+            if last - first + 1 == stop - begin and (np.diff(chosen[begin:stop]) == 1).all():
+                reader.clip(entry, first, part)
+            else:
+                decoded = np.empty((last - first + 1, *row.shape[1:]), np.uint8)
+                reader.clip(entry, first, decoded)
+                np.take(decoded, chosen[begin:stop] - first, axis=0, out=part, mode="clip")
+
+    def close(self) -> None:
+        """Let go of all shards and threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        for shard in self._shards.values():
+            shard.reader.__exit__(None, None, None)
+        self._shards.clear()
