@@ -12,13 +12,14 @@ from train.compute import make_model
 
 def list_models(frames: int, size: tuple[int, int], classes: int) -> list[dict[str, Any]]:
     """A row a family; `gflops` for one clip, a multiply-add counted as two. Raises `UserError`."""
-    return [_row(name, frames, size, classes) for name in MODELS]
+    return [model_row(name, frames, size, classes) for name in MODELS]
 
 
-def _row(name: str, frames: int, size: tuple[int, int], classes: int) -> dict[str, Any]:
+def model_row(name: str, frames: int, size: tuple[int, int], classes: int, **options: Any) -> dict[str, Any]:
+    """One family's row; `options` are its own. Raises `UserError`."""
     width, height = size
     with torch.device("meta"):  # shapes without numbers: nothing is computed
-        model = make_model(name, num_classes=classes, num_frames=frames, size=size).eval()
+        model = make_model(name, num_classes=classes, num_frames=frames, size=size, **options).eval()
         clip = torch.zeros(1, frames, 3, height, width)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(clip)
