@@ -45,7 +45,8 @@ def _resamples(groups: Sequence[str], seed: int) -> Iterator[Floats]:
 
 def share(weights: Floats, right: Floats) -> Floats:
     """The weighted share of right answers, for each row of `weights` [R, videos]."""
-    return (weights @ right) / weights.sum(1)
+    shares: Floats = (weights @ right) / weights.sum(1)
+    return shares
 
 
 def weighted_auc(probabilities: Floats, labels: NDArray[np.int64], weights: Floats) -> Floats:
@@ -54,7 +55,8 @@ def weighted_auc(probabilities: Floats, labels: NDArray[np.int64], weights: Floa
     classes = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
     found = np.stack([_auc(probabilities[:, k], labels == k, weights) for k in classes])
     known = ~np.isnan(found)
-    return np.where(known.any(0), np.where(known, found, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
+    means: Floats = np.where(known, found, 0).sum(0) / np.maximum(known.sum(0), 1)
+    return np.where(known.any(0), means, np.nan)
 
 
 def _auc(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:

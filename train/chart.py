@@ -1,4 +1,4 @@
-"""Small charts as SVG: a few lines of text that any browser shows, in light and dark, without a drawing library."""
+"""Small charts as SVG: text that any browser shows, in light and dark, made without a drawing library."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,8 @@ STYLE = """
   .end { text-anchor: end } .grid { stroke: #d1d9e0 } .curve { fill: none; stroke-width: 2 }
   .bar { stroke-width: 1.5 } .dash { stroke: #818b98; stroke-dasharray: 4 4 }
   @media (prefers-color-scheme: dark) {
-    text { fill: #f0f6fc } .page { fill: #0d1117 } .grid { stroke: #3d444d } .curve, .bar { filter: brightness(1.4) }
+    text { fill: #f0f6fc } .page { fill: #0d1117 } .grid { stroke: #3d444d }
+    .curve, .bar { filter: brightness(1.4) }
   }
 """
 

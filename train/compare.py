@@ -1,7 +1,7 @@
 """Families × folds × seeds on one set, and the table of it. Each cell is an ordinary run folder under `out`.
 
-A comparison that was stopped goes on: finished cells are kept, a half-done one resumes. Each cell is judged on what
-it held out by the weights of its last epoch, since the best epoch is chosen on the very same videos.
+A comparison that was stopped goes on: finished cells are kept, a half-done one resumes. Each cell is judged on
+what it held out by the weights of its last epoch, since the best epoch is chosen on the very same videos.
 """
 
 import json
@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -139,7 +140,7 @@ def compare(
 def _check_leaks(
     cells: Sequence[Cell], shard_set: ShardSet, out: Path, stage: Stage, *, allowed: bool
 ) -> dict[str, Any]:
-    side = {}
+    side: dict[str, str] = {}
     for fold in dict.fromkeys(cell.settings.fold for cell in cells):
         train, held_out = train_and_val(shard_set, fold)
         if held_out is None:
@@ -181,7 +182,7 @@ def _side_by_side(todo: Sequence[Cell], jobs: int, stage: Stage) -> Iterator[tup
     for number in range(jobs):
         devices.put(names[number % len(names)] if names else None)
     step = stage("runs", len(todo))
-    with ProcessPoolExecutor(jobs, spawn, _take_device, (devices, jobs)) as pool:
+    with ProcessPoolExecutor(jobs, spawn, partial(_take_device, devices, jobs)) as pool:
         tasks = {pool.submit(cell.work): cell for cell in todo}
         try:
             for task in as_completed(tasks):

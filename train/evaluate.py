@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +58,8 @@ def predict_split(
     return Predictions(index.videos, total / count[:, None], labels)
 
 
-class Evaluation(NamedTuple):
+@dataclass(frozen=True)
+class Evaluation:
     """What `evaluate_run` finds: JSON-ready metrics, and what they are made from."""
 
     metrics: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Whether a score can be called one: groups and copies that stand both in what was learnt and in what is judged."""
+"""Whether a score can be called one: groups and copies that are both in what was learnt and in what is judged."""
 
 import json
 from collections import defaultdict

@@ -58,7 +58,8 @@ def score(
 def decide(probabilities: NDArray[np.float64], threshold: float | None = None) -> NDArray[np.int64]:
     """The predicted class [videos]: the likeliest; of two classes with a `threshold`, the second from there on."""
     if threshold is None:
-        return probabilities.argmax(1)
+        likeliest: NDArray[np.int64] = probabilities.argmax(1)
+        return likeliest
     return (probabilities[:, 1] >= threshold).astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""What stands behind the numbers of an evaluation: a table of all videos, curves, and the worst mistakes to look at."""
+"""What stands behind the numbers of an evaluation: a table of all videos, curves, the worst mistakes to look at."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ CAPTION = 24  # px
 
 
 def write_csv(file: Path, found: Evaluation) -> None:
-    """A line a video: id, label, group, the probability of each class, what was predicted, and 1 if that is right."""
+    """A line a video: id, label, group, probability of each class, what was predicted, and 1 if that is right."""
     names = found.metrics["labels"]
     predicted = decide(found.predictions.probabilities, found.metrics["threshold"])
     text = io.StringIO()
@@ -77,7 +77,8 @@ def write_mistakes(file: Path, found: Evaluation, count: int = SHOWN) -> int:
     rows = []
     for place, frames in zip(places, _strips(found, places), strict=True):
         verdict = int(decide(probabilities[place : place + 1], found.metrics["threshold"])[0])
-        text = f"{videos[place]}: is {names[labels[place]]}, judged {names[verdict]} ({probabilities[place, verdict]:.2f})"
+        chance = probabilities[place, verdict]
+        text = f"{videos[place]}: is {names[labels[place]]}, judged {names[verdict]} ({chance:.2f})"
         rows += [_caption(text, width), np.concatenate(list(frames), 1)]
     sheet = np.concatenate(rows or [_caption("no mistakes", width)])
     _, png = cv2.imencode(".png", sheet[..., ::-1])
