@@ -56,7 +56,8 @@ def weighted_auc(probabilities: Floats, labels: NDArray[np.int64], weights: Floa
     found = np.stack([_auc(probabilities[:, k], labels == k, weights) for k in classes])
     known = ~np.isnan(found)
     means: Floats = np.where(known, found, 0).sum(0) / np.maximum(known.sum(0), 1)
-    return np.where(known.any(0), means, np.nan)
+    means[~known.any(0)] = np.nan
+    return means
 
 
 def _auc(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:

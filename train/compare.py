@@ -8,12 +8,14 @@ import json
 import multiprocessing
 import os
 import statistics
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import connection
+from multiprocessing.queues import Queue
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -204,11 +206,21 @@ def visible_devices() -> list[str]:
 
 
 def _take_device(devices: "Queue[str | None]", jobs: int) -> None:
+    """What a worker process does first."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     device = devices.get()
     if device is None:
         torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed must not go on: whoever runs the command again works in its folder."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _row(about: dict[str, Any], cells: Sequence[Cell], failed: dict[str, str]) -> dict[str, Any]:

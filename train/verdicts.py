@@ -1,4 +1,4 @@
-"""What stands behind the numbers of an evaluation: a table of all videos, curves, the worst mistakes to look at."""
+"""What stands behind the numbers of an evaluation: a table of all videos, curves, the worst mistakes."""
 
 import csv
 import io
