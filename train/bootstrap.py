@@ -55,8 +55,9 @@ def weighted_auc(probabilities: Floats, labels: NDArray[np.int64], weights: Floa
     classes = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
     found = np.stack([_auc(probabilities[:, k], labels == k, weights) for k in classes])
     known = ~np.isnan(found)
-    means: Floats = np.where(known, found, 0).sum(0) / np.maximum(known.sum(0), 1)
-    means[~known.any(0)] = np.nan
+    total: Floats = np.where(known, found, 0.0).sum(0)
+    means: Floats = np.full(len(total), np.nan)
+    np.divide(total, known.sum(0), out=means, where=known.any(0))
     return means
 
 
@@ -68,7 +69,9 @@ def _auc(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats
     neg = np.add.reduceat((weights * ~positive)[:, order], starts, 1)
     pairs = pos.sum(1) * neg.sum(1)
     won = (pos * (neg.cumsum(1) - neg / 2)).sum(1)
-    return np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    shares: Floats = np.full(len(pairs), np.nan)
+    np.divide(won, pairs, out=shares, where=pairs > 0)
+    return shares
 
 
 def _percentiles(values: Floats) -> list[float] | None:

@@ -24,10 +24,11 @@ STYLE = """
 
 @dataclass(frozen=True)
 class Line:
-    """A curve through points of (x, y), named in the legend."""
+    """A curve through points of (x, y), named in the legend, in colour number `colour`."""
 
     name: str
     points: Sequence[tuple[float, float]]
+    colour: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,20 @@ def _panel(panel: Panel) -> str:
     if panel.diagonal:
         parts.append(f'<path class="dash" d="M0 {SIDE}L{SIDE} 0"/>')
     for number, line in enumerate(panel.lines):
-        colour = COLOURS[number % len(COLOURS)]
+        colour = COLOURS[line.colour % len(COLOURS)]
         path = "M" + "L".join(at(x, y) for x, y in line.points)
         parts.append(f'<path class="curve" stroke="{colour}" d="{path}"/>')
         y = SIDE - 12 - 20 * (len(panel.lines) - 1 - number)
         parts.append(f'<path class="curve" stroke="{colour}" d="M{SIDE - 30} {y - 4}h20"/>')
         parts.append(_text(SIDE - 36, y, line.name, "end"))
+    parts += _points(panel.points, at)
+    return "\n".join(parts) + "\n"
+
+
+def _points(points: Sequence[Point], at: Callable[[float, float], str]) -> list[str]:
+    parts: list[str] = []
     below = 0.0
-    for number, point in enumerate(sorted(panel.points, key=lambda point: point.y)):
+    for number, point in enumerate(sorted(points, key=lambda point: point.y)):
         colour = COLOURS[number % len(COLOURS)]
         x, y = (float(value) for value in at(point.x, point.y).split())
         bar = f"M{at(point.x, point.low)}L{at(point.x, point.high)}"
@@ -105,7 +112,7 @@ def _panel(panel: Panel) -> str:
         below = min(y + 4, below - 15) if number else y + 4
         left = x > SIDE * 0.6
         parts.append(_text(x - 9 if left else x + 9, below, point.name, "end" if left else ""))
-    return "\n".join(parts) + "\n"
+    return parts
 
 
 def _text(x: float, y: float, text: str, style: str) -> str:

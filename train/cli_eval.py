@@ -115,29 +115,18 @@ def compare(
     \b
     Example:  train compare --models early_fusion,cnn_mamba --folds 5 --seeds 0,1 --markdown table.md
     """
-    from dataclasses import replace
-
-    from pipeline.errors import UserError, WorkFailed
-    from train.recipes import RECIPES
-
-    chosen = list(dict.fromkeys(names.split(","))) if names else list(RECIPES)
-    for name in chosen:
-        if name not in RECIPES:
-            raise UserError(f"--models {name}: no such family; there are {', '.join(RECIPES)}")
-    if not all(seed.isdecimal() and int(seed) < 2**31 for seed in seeds.split(",")):
-        raise UserError(f"--seeds {seeds}: must be whole numbers with commas between, such as 0,1,2")
+    chosen, numbers = _families(names), _seeds(seeds)
     _check_files({"--markdown": markdown, "--plot": plot}, overwrite=overwrite)
 
     from train.compare import compare as work
     from train.compare import plan_cells, visible_devices
-    from train.comparison_table import HEADER, notes, table_rows, write_markdown, write_plot
+    from train.comparison_table import write_markdown, write_plot
     from train.loop import RunSettings
 
-    given = {name: value for name, value in flags.items() if value is not None}
-    place, numbers = str(shards.resolve()), sorted({int(seed) for seed in seeds.split(",")})
+    place = str(shards.resolve())
     asked = [
-        RunSettings(name, place, replace(RECIPES[name], **given), device=device, precision=precision)
-        for name in chosen
+        RunSettings(name, place, recipe, device=device, precision=precision)
+        for name, recipe in _recipes(chosen, flags).items()
     ]
     cells = plan_cells(asked, out, folds=folds, seeds=numbers, clips=clips)
     jobs = jobs or max(1, len(visible_devices()) if device == "auto" else 1)
@@ -154,16 +143,51 @@ def compare(
         write_markdown(markdown, found)
     if plot:
         write_plot(plot, found)
-    if as_json:
-        from train.comparison_table import COURSE, COURSE_SOURCE
+    _show_comparison(out, found, as_json=as_json)
 
+
+def _families(names: str | None) -> list[str]:
+    from pipeline.errors import UserError
+    from train.recipes import RECIPES
+
+    chosen = list(dict.fromkeys(names.split(","))) if names else list(RECIPES)
+    for name in chosen:
+        if name not in RECIPES:
+            raise UserError(f"--models {name}: no such family; there are {', '.join(RECIPES)}")
+    return chosen
+
+
+def _recipes(families: list[str], flags: dict[str, Any]) -> dict[str, Any]:
+    """Each family's recipe with the flags that were given."""
+    from dataclasses import replace
+
+    from train.recipes import RECIPES
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    return {name: replace(RECIPES[name], **given) for name in families}
+
+
+def _seeds(text: str) -> list[int]:
+    from pipeline.errors import UserError
+
+    if not all(seed.isdecimal() and int(seed) < 2**31 for seed in text.split(",")):
+        raise UserError(f"--seeds {text}: must be whole numbers with commas between, such as 0,1,2")
+    return sorted({int(seed) for seed in text.split(",")})
+
+
+def _show_comparison(out: Path, found: dict[str, Any], *, as_json: bool) -> None:
+    """Raises `WorkFailed` where runs failed, after the rest is shown."""
+    from pipeline.errors import WorkFailed
+    from train.comparison_table import COURSE, COURSE_SOURCE, HEADER, notes, table_rows
+
+    if as_json:
         print_json({**found, "course": {"source": COURSE_SOURCE, "accuracy": COURSE}})
     else:
         print_table(str(out), table_rows(found), HEADER)
         click.echo("\n".join(notes(found)))
     failed = [reason for row in found["rows"] for reason in row.get("failed", [])]
     if failed:
-        raise WorkFailed(f"{len(failed)} of {len(cells)} runs failed, the first: {failed[0]}")
+        raise WorkFailed(f"{len(failed)} runs failed, the first: {failed[0]}")
 
 
 def _check_files(files: dict[str, Path | None], *, overwrite: bool) -> None:

@@ -46,10 +46,10 @@ def write_curves(file: Path, found: Evaluation) -> None:
     for k in defined:
         if len(names) > 2 or k == 1:
             false_rate, true_rate, _ = roc_curve(labels == k, probabilities[:, k])
-            roc.append(Line(names[k], list(zip(false_rate.tolist(), true_rate.tolist(), strict=True))))
+            roc.append(Line(names[k], list(zip(false_rate.tolist(), true_rate.tolist(), strict=True)), k))
         right, recall, _ = precision_recall_curve(labels == k, probabilities[:, k])
         name = f"{names[k]}, {metrics['pr_auc_by_label'][names[k]]:.3f}"
-        precision.append(Line(name, list(zip(recall.tolist(), right.tolist(), strict=True))))
+        precision.append(Line(name, list(zip(recall.tolist(), right.tolist(), strict=True)), k))
     area = "undefined" if metrics["roc_auc"] is None else f"{metrics['roc_auc']:.3f}"
     write_svg(
         file,
