@@ -1,7 +1,7 @@
 """`train compare` on a family of a few weights: cells, their resumption, pooling, and the table."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,9 @@ class Tiny(Family):
 
 
 @pytest.fixture(autouse=True)
-def tiny_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def tiny_family(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(models.MODELS, "tiny", f"{__name__}:Tiny")
     monkeypatch.setitem(RECIPES, "tiny", TrainRecipe(epochs=1, frames=4, batch_size=8))
-    yield
 
 
 def compare(shards: Path, out: Path, *more: object) -> Result:
@@ -68,9 +67,8 @@ def test_folds_and_seeds_make_one_row_of_all_videos(small_set: Path, tmp_path: P
     assert row["videos"] == 24 and row["parameters"] == 8 and row["runs"] == 6
     assert row["accuracy"] == pytest.approx(np.mean(row["accuracy_by_seed"]))
     assert row["accuracy_interval"][0] < row["accuracy"] < row["accuracy_interval"][1]
-    held_out = [
-        json.loads((tmp_path / "cmp" / cell / "verdicts.json").read_text())["videos"] for cell in cells[::2]
-    ]
+    files = [tmp_path / "cmp" / cell / "verdicts.json" for cell in cells[::2]]
+    held_out = [json.loads(file.read_text())["videos"] for file in files]
     assert len({video for part in held_out for video in part}) == sum(map(len, held_out)) == 24
     assert found["course"]["accuracy"] == COURSE
     assert "| tiny | 8 |" in table.read_text() and "not ours" in table.read_text()

@@ -1,6 +1,7 @@
 """`train eval` and `train compare`. Heavy imports stay inside the commands."""
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,15 +131,9 @@ def compare(
     ]
     cells = plan_cells(asked, out, folds=folds, seeds=numbers, clips=clips)
     jobs = jobs or max(1, len(visible_devices()) if device == "auto" else 1)
+    say = partial(click.echo, err=True)
     with progress("clips") as stage:
-        found = work(
-            cells,
-            out,
-            jobs=jobs,
-            allow_leaks=allow_leaks,
-            say=lambda line: click.echo(line, err=True),
-            stage=stage,
-        )
+        found = work(cells, out, jobs=jobs, allow_leaks=allow_leaks, say=say, stage=stage)
     if markdown:
         write_markdown(markdown, found)
     if plot:

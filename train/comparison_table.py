@@ -43,7 +43,7 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
 def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
     if value is None:
         return "undefined"
-    return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+    return f"{value:.3f}" + (f" ({interval[0]:.3f}–{interval[1]:.3f})" if interval else "")
 
 
 def notes(found: dict[str, Any]) -> list[str]:

@@ -98,10 +98,10 @@ def evaluate_run(
     fitted_on = index_for(shard_set, about, threshold_from) if threshold_from else None
     if fitted_on and len(about["labels"]) != 2:
         raise UserError(f"--threshold-from: there are {len(about['labels'])} classes; a threshold divides two")
+    model = _load(about, shard_set, run / f"{weights}.safetensors", compute)
     leaks: dict[str, Any] = {"checked": False, "reason": "not asked for"}
     if check_leaks:
         leaks = _leaks(run, about, shard_set, index, split, threshold_from, stage, allowed=allow_leaks)
-    model = _load(about, shard_set, run / f"{weights}.safetensors", compute)
 
     def predict(chosen: SplitIndex) -> Predictions:
         frames, (mean, std) = about["settings"]["frames"], (tuple(about["mean"]), tuple(about["std"]))

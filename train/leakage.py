@@ -40,7 +40,7 @@ class Crossing:
         if self.pairs:
             found.append(f"{len(self.pairs)} pairs of copies, the first is {self.pairs[0].a} = {self.pairs[0].b}")
         raise UserError(
-            f"{what}: {'; '.join(found)}; a score there would be of videos that were learnt. Mend the set with "
+            f"{what}: {'; '.join(found)}; such a score would be of videos that were learnt. Mend the set with "
             "`prep leaks --group`, or say --allow-leaks"
         )
 
