@@ -85,7 +85,7 @@ def _panel(panel: Panel) -> str:
         y = (1 - up(value)) * SIDE
         parts.append(f'<path class="grid" d="M0 {y:.1f}H{SIDE}"/>{_text(-8, y + 4, _number(value), "end")}')
     parts.append(_text(SIDE / 2, SIDE + 40, panel.x_label, "mid"))
-    parts.append(f'<g transform="translate(-42 {SIDE / 2}) rotate(-90)">{_text(0, 0, panel.y_label, "mid")}</g>')
+    parts.append(f'<g transform="translate(-46 {SIDE / 2}) rotate(-90)">{_text(0, 0, panel.y_label, "mid")}</g>')
     if panel.diagonal:
         parts.append(f'<path class="dash" d="M0 {SIDE}L{SIDE} 0"/>')
     for number, line in enumerate(panel.lines):
@@ -131,7 +131,8 @@ def _ticks(ends: tuple[float, float], *, log: bool = False) -> list[float]:
     if log:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         return [step * 10.0**n for n in powers for step in (1, 3) if low <= step * 10.0**n <= high]
-    return [low + (high - low) * n / 5 for n in range(6)]
+    step = 0.1 if high - low < 0.75 else 0.2
+    return [n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def _number(value: float) -> str:
