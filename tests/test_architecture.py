@@ -14,6 +14,7 @@ ROOMS = ("pipeline", "models", "train")
 TRAIN_MAY_USE = (
     "pipeline.shards",
     "pipeline.summary",
+    "pipeline.leaks",
     "pipeline.errors",
     "pipeline.console",
     "pipeline.recipe",

@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from pipeline.console import PLACE, Commands, json_option, print_json, print_table, progress
+from train.cli_eval import cache_options, compare, evaluate, score_rows
 from train.cli_use import export, predict
 
 DEFAULT_SHARDS = Path("data/shards")
@@ -78,25 +79,6 @@ def recipe_options(command: Any) -> Any:
     return command
 
 
-def _bytes(_ctx: click.Context, _param: click.Parameter, given: str | None) -> int | None:
-    from pipeline.shards.cache import parse_bytes
-
-    return parse_bytes(given) if given else None
-
-
-def cache_options(command: Any) -> Any:
-    """Where shards of a set that lies elsewhere are kept."""
-    for option in (
-        click.option("--cache-size", metavar="50GB", callback=_bytes, help="At most so much is kept there."),
-        click.option(
-            "--cache", type=click.Path(path_type=Path), metavar="DIR",
-            help="Shards of a set behind a URL come here.  [default: ~/.cache/reelcache]",
-        ),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
 family_option = click.option(
     "--option",
     "options",
@@ -114,6 +96,9 @@ family_option = click.option(
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<model>-<time>]")
 @click.option(
     "--seed", type=SEED, default=0, show_default=True, help="Of order, clips, augmentation and first weights."
+)
+@click.option(
+    "--fold", metavar="k/K", help="Hold fold k of K (0/5 … 4/5) out of train and val together, by group."
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
@@ -135,6 +120,7 @@ def run(
     cache_size: int | None,
     out: Path | None,
     seed: int,
+    fold: str | None,
     device: str,
     precision: str,
     weights: Path | None,
@@ -166,8 +152,9 @@ def run(
     from train.loop import RunSettings, Trainer, describe_set
 
     settings = RunSettings(
-        model, str(shards), recipe, seed, device, precision, str(weights.resolve()) if weights else None, options
-    )
+        model, str(shards), recipe, seed, device, precision, str(weights.resolve()) if weights else None, options,
+        fold,
+    )  # fmt: skip
     if resume:
         asked = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
         settings = _saved_settings(out, settings, asked)
@@ -184,35 +171,8 @@ def run(
     click.echo(f"next: train eval {out}")
 
 
-@main.command("eval")
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--split", default="val", show_default=True, help="Which split to judge on.")
-@click.option("--clips", type=click.IntRange(1), default=5, show_default=True, help="Clips a video, averaged.")
-@click.option("--weights", type=click.Choice(["best", "last"]), default="best", show_default=True)
-@click.option("--shards", type=PLACE, help="Another set of the same recipe and labels.")
-@cache_options
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Clips a step.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
-@json_option
-def evaluate(run_folder: Path, as_json: bool, device: str, precision: str, **options: Any) -> None:
-    """Judge a run: several clips a video, probabilities averaged, one verdict a video.
-
-    \b
-    Example:  train eval runs/first --clips 5 --json
-    """
-    from train.checkpoint import read_run
-
-    read_run(run_folder)  # a wrong path is told before torch is loaded
-
-    from train.compute import choose_compute
-    from train.evaluate import evaluate_run
-
-    metrics = evaluate_run(run_folder, compute=choose_compute(device, precision), **options)
-    if as_json:
-        print_json(metrics)
-        return
-    print_table(f"{run_folder}, {metrics['split']}, {metrics['clips']} clips a video", _score_rows(metrics))
+main.command("eval")(evaluate)
+main.command("compare")(recipe_options(compare))
 
 
 @main.command()
@@ -356,28 +316,6 @@ def _metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         ("epochs", f"{metrics['epochs']}, best {metrics['best_epoch']}"),
     ]
     if metrics["val"]:
-        rows += [(f"val {name}", value) for name, value in _score_rows(metrics["val"])]
+        rows += [(f"val {name}", value) for name, value in score_rows(metrics["val"])]
     wait, rate = metrics["data_wait"], metrics["clips_per_second"]
     return [*rows, ("clips/s", f"{rate}"), ("waiting for data", f"{wait:.2%} of step time")]
-
-
-def _score_rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    low, high = metrics["accuracy_interval"]
-
-    def shown(value: float | None) -> str:
-        return "undefined" if value is None else f"{value:.3f}"
-
-    confusion = "; ".join(
-        f"{label}: {', '.join(f'{n} as {other}' for n, other in zip(row, metrics['labels'], strict=True))}"
-        for label, row in zip(metrics["labels"], metrics["confusion"], strict=True)
-    )
-    return [
-        (
-            "accuracy",
-            f"{metrics['accuracy']:.3f} (95 % {low:.3f} to {high:.3f}) on {metrics['videos']} videos",
-        ),
-        ("ROC-AUC", shown(metrics["roc_auc"])),
-        ("PR-AUC", shown(metrics["pr_auc"])),
-        ("F1", shown(metrics["f1"])),
-        ("confusion", confusion),
-    ]

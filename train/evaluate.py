@@ -11,14 +11,19 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.places import as_place
+from pipeline.report import Stage, no_stage
 from pipeline.shards.cache import cache_for
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
-from train.checkpoint import load_weights, read_run
+from pipeline.summary import summarize
+from train.checkpoint import read_run
 from train.clips import evaluation_clips
-from train.compute import Compute, make_model
-from train.inputs import INPUTS, make_input, to_clips
-from train.metrics import score
+from train.compute import Compute
+from train.folds import train_and_val
+from train.inputs import make_input, to_clips
+from train.leakage import copies, crossing
+from train.metrics import fit_threshold, score
 from train.stream import ClipStream
+from train.trained import load_trained
 
 
 @dataclass(frozen=True)
@@ -57,61 +62,126 @@ def predict_split(
     return Predictions(index.videos, total / count[:, None], labels)
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate_run` finds: JSON-ready metrics, and what they are made from."""
+
+    metrics: dict[str, Any]
+    index: SplitIndex
+    predictions: Predictions
+
+
 def evaluate_run(
     run: Path,
     *,
-    split: str,
-    clips: int,
-    weights: str,
-    shards: Path | str | None,
-    batch_size: int,
     compute: Compute,
+    split: str = "val",
+    clips: int = 5,
+    weights: str = "best",
+    shards: Path | str | None = None,
+    batch_size: int = 32,
     cache: Path | None = None,
     cache_size: int | None = None,
-) -> dict[str, Any]:
-    """The metrics of a finished (or stopped) run on a split of its shard set, or of another set of the same
-    recipe and labels. Raises `UserError`."""
+    threshold_from: str | None = None,
+    check_leaks: bool = True,
+    allow_leaks: bool = False,
+    stage: Stage = no_stage,
+) -> Evaluation:
+    """Judge a finished (or stopped) run on a split of its shard set, or of another set of the same recipe and
+    labels. Of a run with `--fold`, `val` is its fold, and `train` the others.
+
+    `threshold_from`: the split on which the threshold between two classes is fitted, never the judged one.
+    Raises `UserError`; so where the judged videos, or copies of them, were learnt, but for `allow_leaks`.
+    """
     about = read_run(run)
-    settings = about["settings"]
-    for name in ("shards", "frames"):
-        if name not in settings:
-            raise UserError(f"{run}: the settings in its run.json lack {name}")
-    shard_set = read_set(as_place(str(shards or settings["shards"])))
+    if "shards" not in about["settings"]:
+        raise UserError(f"{run}: the settings in its run.json lack shards")
+    if threshold_from == split:
+        raise UserError(f"--threshold-from {split}: is what is judged; fit it on another split, such as val")
+    shard_set = read_set(as_place(str(shards or about["settings"]["shards"])))
     index = index_for(shard_set, about, split)
-    size = shard_set.recipe.width, shard_set.recipe.height
-    model = make_model(
-        about["model"],
-        num_classes=len(about["labels"]),
-        num_frames=settings["frames"],
-        size=size,
-        in_channels=INPUTS[settings.get("input", "rgb")],
-        **settings.get("options", {}),
-    )
-    load_weights(run / f"{weights}.safetensors", model)
-    model = compute.prepare(model)
-    mean, std = tuple(about["mean"]), tuple(about["std"])
-    with ClipStream(
-        index,
-        frames_per_clip=settings["frames"],
-        batch_size=batch_size,
-        device=compute.device,
-        shards=cache_for(index, cache, cache_size),
-    ) as stream:
-        kind = settings.get("input", "rgb")
-        found = predict_split(model, stream, compute, clips=clips, mean=mean, std=std, kind=kind)
-    return {
+    fitted_on = index_for(shard_set, about, threshold_from) if threshold_from else None
+    if fitted_on and len(about["labels"]) != 2:
+        raise UserError(f"--threshold-from: there are {len(about['labels'])} classes; a threshold divides two")
+    trained = load_trained(run, weights, compute)
+    leaks: dict[str, Any] = {"checked": False, "reason": "not asked for"}
+    if check_leaks:
+        leaks = _leaks(run, about, shard_set, index, split, threshold_from, stage, allowed=allow_leaks)
+
+    def predict(chosen: SplitIndex) -> Predictions:
+        with ClipStream(
+            chosen,
+            frames_per_clip=trained.frames_per_clip,
+            batch_size=batch_size,
+            device=compute.device,
+            shards=cache_for(chosen, cache, cache_size),
+        ) as stream:
+            return predict_split(
+                trained.model, stream, compute, clips=clips, mean=trained.mean, std=trained.std, kind=trained.kind
+            )
+
+    threshold = _threshold(predict(fitted_on), threshold_from) if fitted_on else None
+    found = predict(index)
+    groups = groups_of(index)
+    metrics = {
         "run": str(run),
         "model": about["model"],
         "weights": weights,
         "shards": str(shard_set.folder),
         "split": split,
+        "fold": about["settings"].get("fold"),
         "clips": clips,
-        **score(found.probabilities, found.labels, about["labels"]),
+        "threshold": threshold,
+        "threshold_from": threshold_from,
+        "leaks": leaks,
+        **score(found.probabilities, found.labels, about["labels"], groups=groups, threshold=threshold),
     }
+    return Evaluation(metrics, index, found)
+
+
+def groups_of(index: SplitIndex) -> list[str]:
+    """The group of each of the index's `videos`."""
+    group = {sample.video: sample.group for sample in index.samples}
+    return [group[video] for video in index.videos]
+
+
+def _threshold(found: Predictions, split: str | None) -> float:
+    try:
+        return fit_threshold(found.probabilities, found.labels)
+    except ValueError as error:
+        raise UserError(f"--threshold-from {split}: {error}") from error
+
+
+def _leaks(
+    run: Path,
+    about: dict[str, Any],
+    shard_set: ShardSet,
+    index: SplitIndex,
+    split: str,
+    threshold_from: str | None,
+    stage: Stage,
+    *,
+    allowed: bool,
+) -> dict[str, Any]:
+    """What of the judged videos was learnt. Learnt is what the run trained on, what chose its best epoch, and what
+    the threshold is fitted on. Raises `UserError` where there is such a thing and it is not `allowed`."""
+    if split == "train":
+        return {"checked": False, "reason": "these videos were trained on: no score"}
+    if summarize(shard_set)["digest"] != about["shards_digest"]:
+        return {"checked": False, "reason": "not the set that was trained on, or it has changed since"}
+    learnt = ["train", *(["val"] if split != "val" and "val" in shard_set.splits else [])]
+    learnt += [threshold_from] if threshold_from and threshold_from not in learnt else []
+    side = {video: "learnt" for name in learnt for video in index_for(shard_set, about, name).videos}
+    side |= dict.fromkeys(index.videos, "judged")
+    found = crossing(shard_set, side, copies(shard_set, run, stage))
+    if not allowed:
+        found.refuse(f"{shard_set.folder}: {split} shares with {', '.join(learnt)}")
+    return {"checked": True, "allowed": allowed, **found.as_dict()}
 
 
 def index_for(shard_set: ShardSet, about: dict[str, Any], split: str) -> SplitIndex:
-    """The split, if the run can be judged on it. Raises `UserError` for other labels or another recipe."""
+    """The split, as the run has it, if it can be judged on it. Raises `UserError` for other labels or another
+    recipe, and where the folds of a run are not known any more."""
     if list(shard_set.labels) != about["labels"]:
         raise UserError(
             f"{shard_set.folder}: has the labels {', '.join(shard_set.labels)}; the run was trained on "
@@ -122,4 +192,13 @@ def index_for(shard_set: ShardSet, about: dict[str, Any], split: str) -> SplitIn
             f"{shard_set.folder}: is of the recipe {shard_set.recipe.fingerprint}, the run was trained on "
             f"frames of {about['fingerprint']}; build the set with the same --fps, --size and --fit"
         )
-    return shard_set.split(split)
+    fold = about["settings"].get("fold")
+    if fold is None or split not in ("train", "val"):
+        return shard_set.split(split)
+    if summarize(shard_set)["digest"] != about["shards_digest"]:
+        raise UserError(
+            f"{shard_set.folder}: is not the set that the run was trained on, so {split} of its fold {fold} is "
+            "unknown there; name another split"
+        )
+    train, val = train_and_val(shard_set, fold)
+    return val if split == "val" and val is not None else train

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.shards.index import SplitIndex
+from pipeline.shards.index import ShardSet, SplitIndex
 from train.clips import Ints
 
 
@@ -49,3 +49,22 @@ def split_fold(index: SplitIndex, fold: int, folds: int) -> tuple[SplitIndex, Sp
         raise UserError(f"fold {fold} of {folds}; they are numbered from 0 to {folds - 1}")
     held_out = folds_by_group([sample.group for sample in index.samples], index.label, folds) == fold
     return index.select(~held_out), index.select(held_out)
+
+
+def parse_fold(text: str) -> tuple[int, int]:
+    """`2/5` → (2, 5). Raises `UserError`."""
+    first, _, second = text.partition("/")
+    if not (first.isdecimal() and second.isdecimal()):
+        raise UserError(f"--fold {text}: must be k/K, from 0/K to K-1/K, such as 0/5")
+    return int(first), int(second)
+
+
+def train_and_val(shard_set: ShardSet, fold: str | None) -> tuple[SplitIndex, SplitIndex | None]:
+    """What a run trains on, and what it is judged by after each epoch: the set's splits `train` and `val`, or,
+    with `fold` k/K, both together less fold k, and fold k. Other splits are never touched. Raises `UserError`."""
+    if fold is None:
+        return shard_set.split("train"), shard_set.split("val") if "val" in shard_set.splits else None
+    number, folds = parse_fold(fold)
+    shard_set.split("train")
+    pool = [sidecar for sidecar in shard_set.sidecars if sidecar.split in ("train", "val")]
+    return split_fold(SplitIndex(shard_set, pool), number, folds)

@@ -33,6 +33,7 @@ from train import checkpoint
 from train.augment import augment, draw_augmentation, soft_labels
 from train.compute import choose_compute, fill_model, make_model
 from train.evaluate import predict_split
+from train.folds import train_and_val
 from train.inputs import IMAGENET_MEAN, IMAGENET_STD, INPUTS, make_input
 from train.metrics import score
 from train.optim import learning_rate, make_optimizer, set_rate
@@ -55,6 +56,7 @@ class RunSettings:
     precision: str = "auto"
     weights: str | None = None  # what the model starts from, where not from nothing
     options: dict[str, Any] = field(default_factory=dict)  # the family's own
+    fold: str | None = None  # k/K: held out of train and val together, instead of val
 
     def as_dict(self) -> dict[str, Any]:
         """Flat, as `run.json` has it."""
@@ -101,8 +103,7 @@ class Trainer:
         self.settings, self.recipe, self.out, self.say = settings, settings.recipe, out, say
         self._cache = partial(cache_for, root=cache, limit=cache_size)
         self.shard_set = read_set(as_place(settings.shards))
-        self.train_index = self.shard_set.split("train")
-        self.val_index = self.shard_set.split("val") if "val" in self.shard_set.splits else None
+        self.train_index, self.val_index = train_and_val(self.shard_set, settings.fold)
         if len(self.shard_set.labels) < 2:
             raise UserError(
                 f"{settings.shards}: all videos are labelled {self.shard_set.labels[0]!r}; a classifier needs two"

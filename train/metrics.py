@@ -6,33 +6,78 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score, roc_curve
+
+from train.bootstrap import group_intervals
+
+TOP = 5
 
 
-def score(probabilities: NDArray[np.float64], labels: NDArray[np.int64], names: Sequence[str]) -> dict[str, Any]:
+def score(
+    probabilities: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    names: Sequence[str],
+    *,
+    groups: Sequence[str] | None = None,
+    threshold: float | None = None,
+) -> dict[str, Any]:
     """Metrics of `probabilities` [videos, classes] against `labels` [videos]; JSON-ready.
 
-    `accuracy_interval` is Wilson's, 95 %. F1 and PR-AUC are means over the classes, and stand for each class
-    beside that; ROC-AUC is the plain one of two classes, and the mean over more. A number that the labels at
-    hand do not define (AUC of a single class) is null.
+    `accuracy_interval` is Wilson's, 95 %, as if videos were independent; with `groups`, the intervals `by_group`
+    are beside it. F1 and PR-AUC are means over the classes, and stand for each class beside that; ROC-AUC is the
+    plain one of two classes, and the mean over more. A number that the labels at hand do not define (AUC of a
+    single class) is null. `top_k`: k is no more than there are classes.
     """
-    predicted = probabilities.argmax(1)
+    predicted = decide(probabilities, threshold)
     classes = range(len(names))
     f1 = f1_score(labels, predicted, labels=list(classes), average=None, zero_division=0.0)
     precision = [_average_precision(labels == k, probabilities[:, k]) for k in classes]
-    right = int((predicted == labels).sum())
+    recall = [float((predicted[labels == k] == k).mean()) if (labels == k).any() else None for k in classes]
+    right = predicted == labels
+    by_group: dict[str, Any] = {}
+    if groups is not None:
+        found = group_intervals(probabilities[None], right[None].astype(np.float64), labels, groups)
+        by_group = {"groups": len(set(groups)), "interval_by_group": found}
     return {
         "videos": len(labels),
-        "accuracy": right / len(labels),
-        "accuracy_interval": list(wilson(right, len(labels))),
-        "roc_auc": _roc_auc(probabilities, labels),
+        "accuracy": float(right.mean()),
+        "accuracy_interval": list(wilson(int(right.sum()), len(labels))),
+        "balanced_accuracy": _mean(recall),
+        "roc_auc": roc_auc(probabilities, labels),
         "pr_auc": _mean(precision),
         "f1": float(f1.mean()),
+        "top_k": _top(probabilities, labels, min(TOP, len(names))),
+        **by_group,
         "pr_auc_by_label": dict(zip(names, precision, strict=True)),
         "f1_by_label": dict(zip(names, map(float, f1), strict=True)),
         "confusion": confusion_matrix(labels, predicted, labels=list(classes)).tolist(),
         "labels": list(names),
     }
+
+
+def decide(probabilities: NDArray[np.float64], threshold: float | None = None) -> NDArray[np.int64]:
+    """The predicted class [videos]: the likeliest; of two classes with a `threshold`, the second from there on."""
+    if threshold is None:
+        likeliest: NDArray[np.int64] = probabilities.argmax(1)
+        return likeliest
+    return (probabilities[:, 1] >= threshold).astype(np.int64)
+
+
+def fit_threshold(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """The probability of the second of two classes from which on to decide for it, so that balanced accuracy is
+    highest (Youden 1950, Cancer 3); of several, the one nearest to a half. Between the neighbouring scores.
+
+    Raises `ValueError` for other than two classes, or for labels of one of them alone.
+    """
+    if probabilities.shape[1] != 2 or len(np.unique(labels)) != 2:
+        raise ValueError("a threshold needs two classes, and videos of both")
+    scores = probabilities[:, 1]
+    false_rate, true_rate, cuts = roc_curve(labels == 1, scores, drop_intermediate=False)
+    best = np.flatnonzero(np.isclose(true_rate - false_rate, (true_rate - false_rate).max()))
+    below = [scores[scores < cut].max(initial=0.0) for cut in cuts[best]]
+    above = [min(float(cut), 1.0) for cut in cuts[best]]
+    middles = np.array([(low + high) / 2 for low, high in zip(below, above, strict=True)])
+    return float(middles[np.abs(middles - 0.5).argmin()])
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
@@ -41,11 +86,16 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def _roc_auc(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float | None:
+def roc_auc(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float | None:
     """Of two classes the plain one; of more, the mean of each class against the rest, as far as defined."""
     classes = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
     defined = [k for k in classes if 0 < (labels == k).sum() < len(labels)]
     return _mean([float(roc_auc_score(labels == k, probabilities[:, k])) for k in defined])
+
+
+def _top(probabilities: NDArray[np.float64], labels: NDArray[np.int64], k: int) -> dict[str, Any]:
+    likeliest = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    return {"k": k, "accuracy": float((likeliest == labels[:, None]).any(1).mean())}
 
 
 def _average_precision(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> float | None:

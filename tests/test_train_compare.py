@@ -1,0 +1,138 @@
+"""`train compare` on a family of a few weights: cells, their resumption, pooling, and the table."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from conftest import assert_one_clear_line
+from torch import Tensor, nn
+
+import models
+from models.family import Family
+from pipeline.errors import WorkFailed
+from train.chart import Panel, Point, write_svg
+from train.cli import main
+from train.comparison_table import COURSE
+from train.loop import Trainer
+from train.recipes import RECIPES, TrainRecipe
+
+
+class Tiny(Family):
+    """Mean colour: a linear layer on it."""
+
+    source = "nobody"
+
+    def __init__(
+        self, *, num_classes: int, num_frames: int, size: tuple[int, int], dropout: float = 0.0  # noqa: ARG002
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+
+    def stages(self) -> Sequence[nn.Module | nn.Parameter]:
+        """One."""
+        return [self.head]
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.head(clips.mean((1, 3, 4)))
+        return logits
+
+
+@pytest.fixture(autouse=True)
+def tiny_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(models.MODELS, "tiny", f"{__name__}:Tiny")
+    monkeypatch.setitem(RECIPES, "tiny", TrainRecipe(epochs=1, frames=4, batch_size=8))
+
+
+def compare(shards: Path, out: Path, *more: object) -> Result:
+    flags = ["--models", "tiny", "--precision", "fp32", "--allow-leaks"]
+    words = ["compare", "--shards", shards, "--out", out, *flags, *more]
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def test_folds_and_seeds_make_one_row_of_all_videos(small_set: Path, tmp_path: Path) -> None:
+    table, plot = tmp_path / "t.md", tmp_path / "p.svg"
+    result = compare(
+        small_set, tmp_path / "cmp", "--folds", 3, "--seeds", "0,1", "--markdown", table, "--plot", plot, "--json"
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    row = found["rows"][0]
+    cells = [path.name for path in sorted((tmp_path / "cmp").iterdir()) if path.is_dir()]
+    assert cells == [f"tiny-fold{fold}of3-seed{seed}" for fold in range(3) for seed in (0, 1)]
+    assert row["videos"] == 24 and row["parameters"] == 8 and row["runs"] == 6
+    assert row["accuracy"] == pytest.approx(np.mean(row["accuracy_by_seed"]))
+    assert row["accuracy_interval"][0] < row["accuracy"] < row["accuracy_interval"][1]
+    files = [tmp_path / "cmp" / cell / "verdicts.json" for cell in cells[::2]]
+    held_out = [json.loads(file.read_text())["videos"] for file in files]
+    assert len({video for part in held_out for video in part}) == sum(map(len, held_out)) == 24
+    assert found["course"]["accuracy"] == COURSE
+    assert "| tiny | 8 |" in table.read_text() and "not ours" in table.read_text()
+    assert plot.read_text().startswith("<svg")
+
+
+def test_a_stopped_comparison_goes_on(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = compare(small_set, tmp_path / "whole", "--folds", 2, "--epochs", 2, "--json")
+    trained: list[str] = []
+    epoch = Trainer._epoch
+
+    def stops(self: Trainer, *arguments: Any) -> None:
+        if len(trained) == 3:  # in the second epoch of the second cell
+            raise KeyboardInterrupt
+        trained.append(self.out.name)
+        epoch(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_epoch", stops)
+        assert compare(small_set, tmp_path / "cmp", "--folds", 2, "--epochs", 2).exit_code != 0
+    assert trained == ["tiny-fold0of2-seed0", "tiny-fold0of2-seed0", "tiny-fold1of2-seed0"]
+    result = compare(small_set, tmp_path / "cmp", "--folds", 2, "--epochs", 2, "--json")
+    assert "2 runs, 1 of them done" in result.stderr and "going on from epoch 1 of 2" in result.stderr
+    keys = ("accuracy", "roc_auc", "accuracy_interval", "roc_auc_interval_by_group")
+    rows = [json.loads(done.stdout)["rows"][0] for done in (whole, result)]
+    assert [rows[0][key] for key in keys] == [rows[1][key] for key in keys]
+
+
+def test_without_folds_val_is_judged_and_other_settings_are_refused(small_set: Path, tmp_path: Path) -> None:
+    result = compare(small_set, tmp_path)
+    assert result.exit_code == 0 and "the split val" in result.stdout
+    assert_one_clear_line(compare(small_set, tmp_path, "--epochs", 2), 2, "was trained with epochs 1, not 2")
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Trainer.fit
+
+    def fails(self: Trainer, *arguments: Any) -> dict[str, Any]:
+        if self.settings.fold == "0/2":
+            raise WorkFailed("the loss became nan")
+        return fit(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "fit", fails)
+    result = compare(small_set, tmp_path, "--folds", 2)
+    assert_one_clear_line(result, 1, "1 runs failed, the first: tiny-fold0of2-seed0: the loss became nan")
+    assert (tmp_path / "tiny-fold1of2-seed0" / "verdicts.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--models", "tiny,magic"], "--models magic: no such family"),
+        (["--seeds", "0,x"], "--seeds 0,x: must be whole numbers"),
+        (["--folds", "99"], "99 folds of 24 groups"),
+    ],
+)
+def test_mistakes_get_one_clear_line(flags: list[str], message: str, small_set: Path, tmp_path: Path) -> None:
+    assert_one_clear_line(compare(small_set, tmp_path, *flags), 2, message)
+
+
+def test_a_chart_escapes_its_names(tmp_path: Path) -> None:
+    points = [Point("a<b", 1e6, 0.7, 0.6, 0.8), Point("c", 2e6, 0.71, 0.6, 0.8)]
+    write_svg(tmp_path / "a.svg", [Panel("t", "x", "y", points=points, log_x=True, x_range=(1e5, 1e7))])
+    text = (tmp_path / "a.svg").read_text()
+    assert "a&lt;b" in text and text.count("<circle") == 2 and "1 M" in text

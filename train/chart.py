@@ -1,0 +1,142 @@
+"""Small charts as SVG: text that any browser shows, in light and dark, made without a drawing library."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from train.checkpoint import write_text
+
+SIDE, GAP = 320, 60  # a panel's square, and the room around it, px
+COLOURS = ("#0969da", "#cf222e", "#1a7f37", "#9a6700", "#8250df", "#bf3989", "#0a7ea4", "#59636e")
+STYLE = """
+  text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: #1f2328 }
+  .page { fill: #ffffff } .title { font-size: 15px; font-weight: 600 } .mid { text-anchor: middle }
+  .end { text-anchor: end } .grid { stroke: #d1d9e0 } .curve { fill: none; stroke-width: 2 }
+  .bar { stroke-width: 1.5 } .dash { stroke: #818b98; stroke-dasharray: 4 4 }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #f0f6fc } .page { fill: #0d1117 } .grid { stroke: #3d444d }
+    .curve, .bar { filter: brightness(1.4) }
+  }
+"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve through points of (x, y), named in the legend, in colour number `colour`."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: int = 0
+
+
+@dataclass(frozen=True)
+class Point:
+    """A named dot with an interval from `low` to `high`."""
+
+    name: str
+    x: float
+    y: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart. `x_range` and `y_range` are what its sides show; `log_x`: tens on the horizontal axis."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line] = ()
+    points: Sequence[Point] = ()
+    x_range: tuple[float, float] = (0.0, 1.0)
+    y_range: tuple[float, float] = (0.0, 1.0)
+    log_x: bool = False
+    diagonal: bool = False
+
+
+def write_svg(file: Path, panels: Sequence[Panel]) -> None:
+    """Draw panels side by side."""
+    wide, high = len(panels) * (SIDE + 2 * GAP), SIDE + 2 * GAP
+    drawn = "".join(
+        f'<g transform="translate({number * (SIDE + 2 * GAP) + GAP} {GAP})">\n{_panel(panel)}</g>\n'
+        for number, panel in enumerate(panels)
+    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" viewBox="0 0 {wide} {high}">'
+    write_text(
+        file, f'{head}\n<style>{STYLE}</style>\n<rect class="page" width="100%" height="100%"/>\n{drawn}</svg>\n'
+    )
+
+
+def _panel(panel: Panel) -> str:
+    across = _scale(panel.x_range, log=panel.log_x)
+    up = _scale(panel.y_range)
+
+    def at(x: float, y: float) -> str:
+        return f"{across(x) * SIDE:.1f} {(1 - up(y)) * SIDE:.1f}"
+
+    parts = [f'<text class="title" y="-18">{escape(panel.title)}</text>']
+    for value in _ticks(panel.x_range, log=panel.log_x):
+        x = across(value) * SIDE
+        parts.append(f'<path class="grid" d="M{x:.1f} 0V{SIDE}"/>{_text(x, SIDE + 18, _number(value), "mid")}')
+    for value in _ticks(panel.y_range):
+        y = (1 - up(value)) * SIDE
+        parts.append(f'<path class="grid" d="M0 {y:.1f}H{SIDE}"/>{_text(-8, y + 4, _number(value), "end")}')
+    parts.append(_text(SIDE / 2, SIDE + 40, panel.x_label, "mid"))
+    parts.append(f'<g transform="translate(-46 {SIDE / 2}) rotate(-90)">{_text(0, 0, panel.y_label, "mid")}</g>')
+    if panel.diagonal:
+        parts.append(f'<path class="dash" d="M0 {SIDE}L{SIDE} 0"/>')
+    for number, line in enumerate(panel.lines):
+        colour = COLOURS[line.colour % len(COLOURS)]
+        path = "M" + "L".join(at(x, y) for x, y in line.points)
+        parts.append(f'<path class="curve" stroke="{colour}" d="{path}"/>')
+        y = SIDE - 12 - 20 * (len(panel.lines) - 1 - number)
+        parts.append(f'<path class="curve" stroke="{colour}" d="M{SIDE - 30} {y - 4}h20"/>')
+        parts.append(_text(SIDE - 36, y, line.name, "end"))
+    parts += _points(panel.points, at)
+    return "\n".join(parts) + "\n"
+
+
+def _points(points: Sequence[Point], at: Callable[[float, float], str]) -> list[str]:
+    parts: list[str] = []
+    below = 0.0
+    for number, point in enumerate(sorted(points, key=lambda point: point.y)):
+        colour = COLOURS[number % len(COLOURS)]
+        x, y = (float(value) for value in at(point.x, point.y).split())
+        bar = f"M{at(point.x, point.low)}L{at(point.x, point.high)}"
+        parts.append(f'<path class="bar" stroke="{colour}" d="{bar}"/>')
+        parts.append(f'<circle cx="{x}" cy="{y}" r="5" fill="{colour}"/>')
+        # A name stands beside its dot, and above the one below it.
+        below = min(y + 4, below - 15) if number else y + 4
+        left = x > SIDE * 0.6
+        parts.append(_text(x - 9 if left else x + 9, below, point.name, "end" if left else ""))
+    return parts
+
+
+def _text(x: float, y: float, text: str, style: str) -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
+
+
+def _scale(ends: tuple[float, float], *, log: bool = False) -> Callable[[float], float]:
+    """From a value to its place between 0 and 1."""
+    change: Callable[[float], float] = math.log10 if log else float
+    low, high = map(change, ends)
+    return lambda value: (change(value) - low) / (high - low)
+
+
+def _ticks(ends: tuple[float, float], *, log: bool = False) -> list[float]:
+    low, high = ends
+    if log:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        return [step * 10.0**n for n in powers for step in (1, 3) if low <= step * 10.0**n <= high]
+    step = 0.1 if high - low < 0.75 else 0.2
+    return [n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def _number(value: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g} {unit}"
+    return f"{value:.2g}"

@@ -1,0 +1,268 @@
+"""Families × folds × seeds on one set, and the table of it. Each cell is an ordinary run folder under `out`.
+
+A comparison that was stopped goes on: finished cells are kept, a half-done one resumes. Each cell is judged on
+what it held out by the weights of its last epoch, since the best epoch is chosen on the very same videos.
+"""
+
+import json
+import multiprocessing
+import os
+import statistics
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import connection
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.errors import UserError, WorkFailed
+from pipeline.report import Stage, no_stage
+from pipeline.shards.index import ShardSet, read_set
+from pipeline.summary import summarize
+from train.bootstrap import group_intervals
+from train.catalog import describe_model
+from train.checkpoint import METRICS, RUN, read_run, write_json
+from train.compute import choose_compute
+from train.evaluate import evaluate_run, groups_of
+from train.folds import train_and_val
+from train.leakage import copies, crossing
+from train.loop import RunSettings, Trainer
+from train.metrics import roc_auc, wilson
+
+VERDICTS = "verdicts.json"  # in a cell's folder: what it says of the videos that it held out
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the comparison: its folder's name is its place in it."""
+
+    settings: RunSettings
+    out: Path
+    clips: int
+
+    def is_done(self) -> bool:
+        """Whether it was trained and judged, by as many clips. Raises `UserError` for a run of other settings."""
+        if not (self.out / RUN).exists():
+            return False
+        before, now = read_run(self.out)["settings"], self.settings.as_dict()
+        for name in sorted(now.keys() - {"device"}):
+            if before.get(name) != now[name]:
+                raise UserError(
+                    f"{self.out}: was trained with {name} {before.get(name)}, not {now[name]}; "
+                    "give another --out, or remove that run"
+                )
+        verdicts = self.out / VERDICTS
+        return verdicts.exists() and json.loads(verdicts.read_text())["clips"] == self.clips
+
+    def work(self, say: Say = lambda _: None, stage: Stage = no_stage) -> None:
+        """Train to the end, from where it stands, and judge. Raises `UserError` and `WorkFailed`."""
+        if not (self.out / METRICS).exists():
+            trainer = Trainer(self.settings, self.out, say)
+            trainer.resume() if (self.out / RUN).exists() else trainer.start()
+            trainer.fit(lambda what, total: stage(f"{self.out.name}, {what}", total))
+        compute = choose_compute(self.settings.device, self.settings.precision)
+        # Leaks are a matter of the whole comparison, and were looked for before it began.
+        found = evaluate_run(self.out, compute=compute, clips=self.clips, weights="last", check_leaks=False)
+        values = {
+            "clips": self.clips,
+            "videos": found.predictions.videos,
+            "groups": groups_of(found.index),
+            "labels": found.predictions.labels.tolist(),
+            "probabilities": found.predictions.probabilities.tolist(),
+        }
+        write_json(self.out / VERDICTS, values)
+
+
+def plan_cells(
+    asked: Sequence[RunSettings], out: Path, *, folds: int | None, seeds: Sequence[int], clips: int
+) -> list[Cell]:
+    """Every family with every fold and seed, family by family."""
+    cells = []
+    for settings in asked:
+        for fold in [None] if folds is None else [f"{number}/{folds}" for number in range(folds)]:
+            for seed in seeds:
+                part = "" if fold is None else f"-fold{fold.replace('/', 'of')}"
+                name = f"{settings.model}{part}-seed{seed}"
+                cells.append(Cell(replace(settings, fold=fold, seed=seed), out / name, clips))
+    return cells
+
+
+def compare(
+    cells: Sequence[Cell],
+    out: Path,
+    *,
+    jobs: int = 1,
+    allow_leaks: bool = False,
+    say: Say = lambda _: None,
+    stage: Stage = no_stage,
+) -> dict[str, Any]:
+    """Work on all cells that are not done, and put the table together; saved as `comparison.json`.
+
+    A cell whose training fails (`WorkFailed`) is reported in its family's row, and the others go on.
+    Raises `UserError`, before anything is trained where that can be known.
+    """
+    shard_set = read_set(Path(cells[0].settings.shards))
+    digest = summarize(shard_set)["digest"]
+    size = shard_set.recipe.width, shard_set.recipe.height
+    rows = {
+        cell.settings.model: describe_model(
+            cell.settings.model, cell.settings.recipe.frames, size, len(shard_set.labels), **cell.settings.options
+        )
+        for cell in cells
+    }
+    todo = [cell for cell in cells if not cell.is_done()]
+    for cell in cells:
+        if (cell.out / RUN).exists() and read_run(cell.out)["shards_digest"] != digest:
+            raise UserError(f"{cell.out}: the set {shard_set.folder} has changed since; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    leaks = _check_leaks(cells, shard_set, out, stage, allowed=allow_leaks)
+    say(f"{len(cells)} runs, {len(cells) - len(todo)} of them done")
+    failed = _work(todo, jobs, say, stage)
+    found = {
+        "shards": str(shard_set.folder),
+        "digest": digest,
+        "folds": sorted({cell.settings.fold for cell in cells if cell.settings.fold}),
+        "seeds": sorted({cell.settings.seed for cell in cells}),
+        "clips": cells[0].clips,
+        "weights": "last",
+        "leaks": leaks,
+        "rows": [_row(rows[name], [c for c in cells if c.settings.model == name], failed) for name in rows],
+    }
+    write_json(out / "comparison.json", found)
+    return found
+
+
+def _check_leaks(
+    cells: Sequence[Cell], shard_set: ShardSet, out: Path, stage: Stage, *, allowed: bool
+) -> dict[str, Any]:
+    side: dict[str, str] = {}
+    for fold in dict.fromkeys(cell.settings.fold for cell in cells):
+        train, held_out = train_and_val(shard_set, fold)
+        if held_out is None:
+            raise UserError(f"{shard_set.folder}: no split 'val' to judge on; give --folds")
+        if fold is None:
+            side |= dict.fromkeys(train.videos, "train")
+        side |= dict.fromkeys(held_out.videos, fold or "val")
+    found = crossing(shard_set, side, copies(shard_set, out, stage))
+    if not allowed:
+        found.refuse(f"{shard_set.folder}: what is held out shares with what is trained on")
+    return {"checked": True, "allowed": allowed, **found.as_dict()}
+
+
+def _work(todo: Sequence[Cell], jobs: int, say: Say, stage: Stage) -> dict[str, str]:
+    """Do the cells; returns those whose training failed, by name, with the reason."""
+    failed: dict[str, str] = {}
+    for cell, error in _one_by_one(todo, say, stage) if jobs == 1 else _side_by_side(todo, jobs, stage):
+        if error is not None:
+            failed[cell.out.name] = str(error)
+        say(f"{cell.out.name}: {error or 'done'}")
+    return failed
+
+
+def _one_by_one(todo: Sequence[Cell], say: Say, stage: Stage) -> Iterator[tuple[Cell, WorkFailed | None]]:
+    for cell in todo:
+        try:
+            cell.work(say, stage)
+        except WorkFailed as error:
+            yield cell, error
+        else:
+            yield cell, None
+
+
+def _side_by_side(todo: Sequence[Cell], jobs: int, stage: Stage) -> Iterator[tuple[Cell, WorkFailed | None]]:
+    """In so many processes, each with a GPU of its own where there are as many."""
+    spawn = multiprocessing.get_context("spawn")
+    devices = spawn.Queue()
+    names = visible_devices()
+    for number in range(jobs):
+        devices.put(names[number % len(names)] if names else None)
+    step = stage("runs", len(todo))
+    with ProcessPoolExecutor(jobs, spawn, partial(_take_device, devices, jobs)) as pool:
+        tasks = {pool.submit(cell.work): cell for cell in todo}
+        try:
+            for task in as_completed(tasks):
+                error = task.exception()
+                if error is not None and not isinstance(error, WorkFailed):
+                    raise error
+                step(1)
+                yield tasks[task], error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def visible_devices() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not torch.cuda.is_available():
+        return []
+    return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _take_device(devices: "Queue[str | None]", jobs: int) -> None:
+    """What a worker process does first."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    device = devices.get()
+    if device is None:
+        torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed must not go on: whoever runs the command again works in its folder."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _row(about: dict[str, Any], cells: Sequence[Cell], failed: dict[str, str]) -> dict[str, Any]:
+    """A family's row. Its metrics are of all folds' videos together, and means over the seeds."""
+    row = {"model": about["model"], "parameters": about["parameters"], "gflops": about["gflops"]}
+    reasons = [f"{cell.out.name}: {failed[cell.out.name]}" for cell in cells if cell.out.name in failed]
+    if reasons:
+        return {**row, "runs": len(cells), "failed": reasons}
+    metrics = [json.loads((cell.out / METRICS).read_text()) for cell in cells]
+    log = [json.loads(line) for cell in cells for line in (cell.out / "log.jsonl").read_text().splitlines()]
+    return {
+        **row,
+        "runs": len(cells),
+        "epochs": metrics[0]["epochs"],
+        **pooled(cells),
+        "seconds_per_epoch": round(statistics.median(line["seconds"] for line in log), 2),
+        "clips_per_second": round(statistics.median(line["clips_per_second"] for line in log), 1),
+    }
+
+
+def pooled(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Accuracy and ROC-AUC of what all folds held out, taken together; means over the seeds, that don't make the
+    intervals any narrower. `accuracy_interval` is Wilson's, the others are drawn by group."""
+    by_seed: dict[int, list[dict[str, Any]]] = {}
+    for cell in cells:
+        by_seed.setdefault(cell.settings.seed, []).append(json.loads((cell.out / VERDICTS).read_text()))
+    # Folds come in the same order for every seed, and so do the videos in them.
+    parts = next(iter(by_seed.values()))
+    labels = np.array([label for part in parts for label in part["labels"]], np.int64)
+    groups = [group for part in parts for group in part["groups"]]
+    chances = np.array([[row for part in found for row in part["probabilities"]] for found in by_seed.values()])
+    right = (chances.argmax(2) == labels).astype(np.float64)
+    areas = [roc_auc(one, labels) for one in chances]
+    intervals = group_intervals(chances, right, labels, groups)
+    return {
+        "videos": len(labels),
+        "groups": len(set(groups)),
+        "accuracy": float(right.mean()),
+        "accuracy_interval": list(wilson(round(right.mean() * len(labels)), len(labels))),
+        "accuracy_interval_by_group": intervals["accuracy"],
+        "accuracy_by_seed": right.mean(1).tolist(),
+        "roc_auc": None if None in areas else float(np.mean([area for area in areas if area is not None])),
+        "roc_auc_interval_by_group": intervals["roc_auc"],
+        "roc_auc_by_seed": areas,
+    }

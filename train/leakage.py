@@ -1,0 +1,75 @@
+"""Whether a score can be called one: groups and copies that are both in what was learnt and in what is judged."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.leaks import THRESHOLD, Pair, find_leaks
+from pipeline.report import Stage, no_stage
+from pipeline.shards.index import ShardSet
+from pipeline.summary import summarize
+from train.checkpoint import write_json
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """What stands on two sides: group names, and pairs of videos that are copies of each other."""
+
+    groups: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.groups or self.pairs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Counts and names, JSON-ready."""
+        pairs = [[pair.a, pair.b, pair.kind, pair.distance] for pair in self.pairs]
+        return {"groups": list(self.groups), "pairs": pairs, "count": len(self.groups) + len(self.pairs)}
+
+    def refuse(self, what: str) -> None:
+        """Raises `UserError` if anything crosses."""
+        if not self:
+            return
+        found = []
+        if self.groups:
+            found.append(f"{len(self.groups)} groups, the first is {self.groups[0]}")
+        if self.pairs:
+            found.append(f"{len(self.pairs)} pairs of copies, the first is {self.pairs[0].a} = {self.pairs[0].b}")
+        raise UserError(
+            f"{what}: {'; '.join(found)}; such a score would be of videos that were learnt. Mend the set with "
+            "`prep leaks --group`, or say --allow-leaks"
+        )
+
+
+def crossing(shard_set: ShardSet, side: Mapping[str, str], pairs: tuple[Pair, ...]) -> Crossing:
+    """What crosses where `side` says on which side each video stands; a video without one is left out."""
+    sides_of = defaultdict(set)
+    for sidecar in shard_set.sidecars:
+        for sample in sidecar.samples:
+            if sample.video in side:
+                sides_of[sample.group].add(side[sample.video])
+    groups = sorted(group for group, sides in sides_of.items() if len(sides) > 1)
+    both = [pair for pair in pairs if pair.a in side and pair.b in side and side[pair.a] != side[pair.b]]
+    return Crossing(tuple(groups), tuple(both))
+
+
+def copies(shard_set: ShardSet, cache: Path, stage: Stage = no_stage) -> tuple[Pair, ...]:
+    """`pipeline.leaks.find_leaks`, once for a set: kept in the folder `cache` under the set's digest."""
+    file = cache / f"copies-{summarize(shard_set)['digest']}.json"
+    if file.exists():
+        kept = json.loads(file.read_text())
+        if kept["threshold"] == THRESHOLD:
+            return tuple(_pair(values) for values in kept["pairs"])
+    pairs = find_leaks(shard_set, THRESHOLD, stage).pairs
+    write_json(file, {"threshold": THRESHOLD, "pairs": [asdict(pair) for pair in pairs]})
+    return pairs
+
+
+def _pair(values: dict[str, Any]) -> Pair:
+    first, second = values["splits"]
+    one, other = values["labels"]
+    return Pair(**{**values, "splits": (first, second), "labels": (one, other)})
