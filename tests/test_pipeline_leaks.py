@@ -189,3 +189,11 @@ def test_videos_without_a_single_window_have_no_candidates() -> None:
     for videos in ([], [np.zeros((1, 63), np.float32)], [np.zeros((20, 63), np.float32)] * 3):
         windows = video_hash.hash_windows(videos, 6)
         assert len(windows) == 0 and list(video_hash.candidates(windows)) == []
+
+
+def test_a_last_part_too_short_for_a_compared_frame_is_read(tmp_path: Path) -> None:
+    (tmp_path / "videos" / "a").mkdir(parents=True)
+    write_video(tmp_path / "videos" / "a" / "one.mp4", scene(1)[:9], RATE)
+    build(tmp_path / "videos", tmp_path / "set", recipe=replace(SMALL, fps=Fraction(RATE), max_frames=8), val=0.0)
+    found = find_leaks(read_set(tmp_path / "set"))
+    assert (found.videos, found.short) == (1, ("a/one.mp4",))
