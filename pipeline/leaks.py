@@ -112,7 +112,7 @@ def _look(shard_set: ShardSet, stage: Stage) -> Iterator[Seen]:
         ):
             for parts in samples.values():
                 digest, looks, seen = hashlib.sha256(), [], 0
-                for sample in sorted(parts, key=lambda part: part.key):
+                for sample in in_order(parts):
                     frames = reader.frames(sample)
                     digest.update(np.ascontiguousarray(frames).data)
                     looks.append(video_hash.coefficients(frames[-seen % every :: every]))
@@ -120,6 +120,11 @@ def _look(shard_set: ShardSet, stage: Stage) -> Iterator[Seen]:
                 one, stored = parts[0], np.concatenate(looks)
                 yield Seen(one.video, sidecar.split, one.label, one.group, one.source, digest.hexdigest(), stored)
                 step(1)
+
+
+def in_order(parts: Iterable[Sample]) -> list[Sample]:
+    """The samples of one video as they follow each other: their keys end in `#0000` to `#9999`, `#10000`, …"""
+    return sorted(parts, key=lambda part: (len(part.key), part.key))
 
 
 def _exact(videos: Sequence[Seen]) -> Iterator[Pair]:

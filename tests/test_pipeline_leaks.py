@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from pipeline import video_hash
 from pipeline.cli import main
-from pipeline.leaks import Leaks, Pair, find_leaks, joined_groups
+from pipeline.leaks import Leaks, Pair, find_leaks, in_order, joined_groups
 from pipeline.sample_videos import write_video
 from pipeline.shards.index import read_set
+from pipeline.shards.sidecar import Sample
 
 Picture = NDArray[np.uint8]
 RATE = 15
@@ -197,3 +198,8 @@ def test_a_last_part_too_short_for_a_compared_frame_is_read(tmp_path: Path) -> N
     build(tmp_path / "videos", tmp_path / "set", recipe=replace(SMALL, fps=Fraction(RATE), max_frames=8), val=0.0)
     found = find_leaks(read_set(tmp_path / "set"))
     assert (found.videos, found.short) == (1, ("a/one.mp4",))
+
+
+def test_parts_of_one_video_stay_in_order_beyond_ten_thousand() -> None:
+    parts = [Sample(f"key#{index:04d}", "v", "l", "v", "s", 1, index) for index in (10000, 2, 9999, 0, 1000)]
+    assert [part.offset for part in in_order(parts)] == [0, 2, 1000, 9999, 10000]
