@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.places import filesystem, is_url, reached
+from pipeline.places import as_place, filesystem, is_url, reached
 
 VIDEO_EXTENSIONS = frozenset(
     [
@@ -82,13 +82,14 @@ def list_videos(source: Path | str, group_by: str | None = None) -> list[Video]:
     a group of its own. Raises `UserError`.
     """
     pattern = _compile(group_by)
-    if is_url(source):
-        with reached(str(source)):
-            videos = _from_url(str(source), pattern)
-    elif Path(source).is_dir():
-        videos = _from_folder(str(source), sorted(_walk(Path(source))), pattern)
-    elif Path(source).is_file():
-        videos = _from_csv(str(source), _read(Path(source)), pattern)
+    source = as_place(str(source))
+    if isinstance(source, str):
+        with reached(source):
+            videos = _from_url(source, pattern)
+    elif source.is_dir():
+        videos = _from_folder(str(source), sorted(_walk(source)), pattern)
+    elif source.is_file():
+        videos = _from_csv(str(source), _read(source), pattern)
         if not any(is_url(video.path) or os.path.exists(video.path) for video in videos):
             raise UserError(f"{source}: none of its {len(videos)} videos exists; the first is looked for at "
                             f"{videos[0].path} (paths are relative to the CSV)")  # fmt: skip
@@ -233,12 +234,25 @@ def _from_row(place: str, line: int, row: dict[str, str | None], pattern: re.Pat
     split = cell("split").lower()
     if split and split not in SPLIT_FOLDERS:
         raise refuse(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
-    path = cell("path")
-    id_ = cell("key") or (path if is_url(path) else Path(path).as_posix())
+    try:
+        name, path = _located(cell("path"), os.path.dirname(place))
+    except UserError as error:
+        raise refuse(str(error)) from None
+    id_ = cell("key") or name
     return Video(
         id=id_,
-        path=path if is_url(path) else os.path.join(os.path.dirname(place), path),
+        path=path,
         label=sys.intern(cell("label")),  # one string for all videos that have it
         group=cell("group") or _group(id_, pattern),
         split=SPLIT_FOLDERS[split] if split else None,
     )
+
+
+def _located(text: str, folder: str) -> tuple[str, str]:
+    """What a video is called, and where it lies, by the path or URL in a CSV in `folder`. Raises `UserError`."""
+    found = as_place(text)
+    if isinstance(found, str):
+        return text, text
+    if is_url(text) and found.is_relative_to(Path(folder).absolute()):  # file://
+        found = found.relative_to(Path(folder).absolute())
+    return found.as_posix(), os.path.join(folder, found)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.places import absolute, as_place
 from pipeline.sources import list_videos
 
 
@@ -100,3 +101,21 @@ def test_a_wrong_path_says_what_would_be_right(tmp_path: Path) -> None:
 def test_a_broken_expression_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--group-by"):
         list_videos(touch(tmp_path, "cats/a.mp4"), "(")
+
+
+def test_file_urls_are_paths(tmp_path: Path) -> None:
+    root = touch(tmp_path / "50% of it#1", "cats/a b.mp4")
+    assert as_place(root.as_uri()) == as_place(f"FILE://localhost{root.as_uri()[7:]}") == root
+    assert absolute(f"file://{tmp_path}/no%FF?#x") == f"{tmp_path}/no\udcff?#x"
+    assert [video.path for video in list_videos(root.as_uri())] == [str(root / "cats" / "a b.mp4")]
+    with pytest.raises(UserError, match=r"file://server/a\.mp4: names no file of this machine"):
+        as_place("file://server/a.mp4")
+
+
+def test_file_urls_in_a_csv_are_paths(tmp_path: Path) -> None:
+    beside, other = tmp_path / "set" / "in it.mp4", tmp_path / "else where.mp4"
+    path = csv_of(touch(tmp_path / "set"), f"path,label,key\n{beside.as_uri()},cats,\n{other.as_uri()},cats,\n"
+                  f"{(tmp_path / 'set' / 'a.mp4').as_uri()},cats,key\na.mp4,dogs,\n")  # fmt: skip
+    found = {video.id: video.path for video in list_videos(path)}
+    plain = str(tmp_path / "set" / "a.mp4")
+    assert found == {"in it.mp4": str(beside), str(other): str(other), "key": plain, "a.mp4": plain}
