@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from pipeline.errors import UserError
 
 SILENCE = 30.0  # seconds in which an HTTP server must say something; a stream may take as long as it likes
+NAMED = frozenset(["s3", "s3a", "gs", "gcs", "http", "https"])  # where a path alone leads nowhere
 
 
 def is_url(place: Path | str) -> bool:
@@ -24,6 +25,9 @@ def as_place(text: str) -> Path | str:
         return Path(_path_of(text))
     if not is_url(text):
         return Path(text)
+    scheme, _, rest = text.partition("://")
+    if not rest.strip("/") or (rest.startswith("/") and scheme.lower() in NAMED):
+        raise UserError(f"{text}: names no bucket or host; write {scheme}://NAME/path")
     return text.rstrip("/")
 
 

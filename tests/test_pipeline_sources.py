@@ -69,6 +69,7 @@ def test_a_csv_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
         ("path,label\n", "lists no videos"),
         ("path,label\na.mp4,\n", "line 2: path or label is empty"),
         ("path,label,split\na.mp4,cats,holdout\n", "split is 'holdout'"),
+        ("path,label\ns3://,cats\n", "line 2: s3://: names no bucket"),
         ("path,label\nx.mp4,cats\n", "none of its 1 videos exists"),
         ("path,label\na.mp4,cats\na.mp4,dogs\n", "'a.mp4' is listed twice"),
         ("path,label\na.mp4,ca\x07ts\n", "control characters"),
@@ -119,3 +120,10 @@ def test_file_urls_in_a_csv_are_paths(tmp_path: Path) -> None:
     found = {video.id: video.path for video in list_videos(path)}
     plain = str(tmp_path / "set" / "a.mp4")
     assert found == {"in it.mp4": str(beside), str(other): str(other), "key": plain, "a.mp4": plain}
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///videos", "https:///", "memory://"])
+def test_a_url_without_a_bucket_or_host_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match="names no bucket or host"):
+        list_videos(url)
+    assert as_place("memory:///videos/") == "memory:///videos"
