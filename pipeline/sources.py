@@ -54,7 +54,7 @@ SPLIT_FOLDERS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 SPLITS = ("train", "val", "test")
-NAME_PATTERN = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
+LABEL_PATTERN = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}")  # surrogates: bytes that are not UTF-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def _from_url(url: str, pattern: re.Pattern[str] | None) -> list[Video]:
     """Whatever the far end says goes wrong is raised as it is."""
     system, path = filesystem(url)
     if url.lower().endswith(".csv"):
-        return _from_csv(url, system.cat_file(path).decode("utf-8-sig"), pattern)
+        return _from_csv(url, _decoded(system.cat_file(path)), pattern)
     names = (name[len(path) :].strip("/") for name in system.find(path))
     found = [tuple(name.split("/")) for name in names if _is_video(name) and not _is_hidden(name)]
     return _from_folder(url, sorted(found), pattern)
@@ -195,9 +195,19 @@ def _walk(root: Path) -> Iterator[tuple[str, ...]]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return _decoded(path.read_bytes())
+    except OSError as error:
         raise UserError(f"{path}: cannot be read as CSV: {error}") from error
+
+
+def _decoded(content: bytes) -> str:
+    """Line ends stay as they are, and bytes that are not UTF-8 do as in `os.fsdecode`: file names have both."""
+    return content.decode("utf-8-sig", errors="surrogateescape")
+
+
+def is_csv_label(label: str) -> bool:
+    """Whether a label read from a CSV is this one; folders may have names that are none."""
+    return label == label.strip() and LABEL_PATTERN.fullmatch(label) is not None
 
 
 def _from_csv(place: str, text: str, pattern: re.Pattern[str] | None) -> list[Video]:
@@ -219,19 +229,21 @@ def _from_csv(place: str, text: str, pattern: re.Pattern[str] | None) -> list[Vi
 
 def _from_row(place: str, line: int, row: dict[str, str | None], pattern: re.Pattern[str] | None) -> Video:
     def cell(name: str) -> str:
-        return (row.get(name) or "").strip()
+        """As it stands, for a file's name may begin with a blank; but one of blanks alone is empty."""
+        text = row.get(name) or ""
+        return text if text.strip() else ""
 
     def refuse(problem: str) -> UserError:
         return UserError(f"{place}, line {line}: {problem}")
 
-    if not cell("path") or not cell("label"):
+    label, split = cell("label").strip(), cell("split").strip().lower()
+    if not cell("path") or not label:
         raise refuse("path or label is empty")
-    if "\0" in cell("path"):
-        raise refuse("path has a NUL byte")
-    for name in ("label", "group", "key"):
-        if cell(name) and not NAME_PATTERN.fullmatch(cell(name)):
-            raise refuse(f"{name} has control characters or more than 200 characters")
-    split = cell("split").lower()
+    for name in ("path", "group", "key"):
+        if "\0" in cell(name):
+            raise refuse(f"{name} has a NUL byte")
+    if not is_csv_label(label):
+        raise refuse("label has control characters, bytes that are not UTF-8, or more than 200 characters")
     if split and split not in SPLIT_FOLDERS:
         raise refuse(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
     try:
@@ -242,7 +254,7 @@ def _from_row(place: str, line: int, row: dict[str, str | None], pattern: re.Pat
     return Video(
         id=id_,
         path=path,
-        label=sys.intern(cell("label")),  # one string for all videos that have it
+        label=sys.intern(label),  # one string for all videos that have it
         group=cell("group") or _group(id_, pattern),
         split=SPLIT_FOLDERS[split] if split else None,
     )

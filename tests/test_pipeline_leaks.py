@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from pipeline import video_hash
 from pipeline.cli import main
-from pipeline.leaks import Leaks, Pair, find_leaks, in_order, joined_groups
+from pipeline.leaks import Leaks, Pair, find_leaks, in_order, joined_groups, write_groups
 from pipeline.sample_videos import write_video
 from pipeline.shards.index import read_set
 from pipeline.shards.sidecar import Sample
+from pipeline.sources import list_videos
 
 Picture = NDArray[np.uint8]
 RATE = 15
@@ -144,6 +145,44 @@ def test_a_source_that_is_not_the_sets_is_refused(copies: Path, tmp_path: Path) 
     result = prep("leaks", copies / "set", "--group", tmp_path / "g.csv", "--source", other)
     assert_one_clear_line(result, 2, "--source: 26 videos of the set are not in it")
     assert not (tmp_path / "g.csv").exists()
+
+
+def test_whatever_a_file_may_be_called_comes_back_from_the_groups(tmp_path: Path) -> None:
+    folder = tmp_path / "real" / "set"
+    folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    stems = ["line\r\nend", "not\udcff8", " blanks ", 'quo"te,', "long/" * 45 + "name"]
+    for number, stem in enumerate(stems):
+        (tmp_path / "videos" / "a" / stem).parent.mkdir(parents=True, exist_ok=True)
+        write_video(tmp_path / "one.mp4", scene(number, 1), RATE)
+        (tmp_path / "one.mp4").rename(tmp_path / "videos" / "a" / f"{stem}.mp4")
+    build(tmp_path / "videos", tmp_path / "set", val=0.0)
+    group = ["--group", tmp_path / "link" / "g.csv", "--source", tmp_path / "videos"]
+    assert prep("leaks", tmp_path / "set", *group).exit_code == 0
+    listed = list_videos(tmp_path / "link" / "g.csv")
+    assert {video.id for video in listed} == {f"a/{stem}.mp4" for stem in stems} == {v.group for v in listed}
+    assert all(Path(video.path).is_file() for video in listed)
+    assert build(tmp_path / "link" / "g.csv", tmp_path / "set").decoded == 0
+    assert [path.name for path in folder.iterdir()] == ["g.csv"]
+
+
+def test_a_label_that_a_csv_would_change_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "videos" / " a").mkdir(parents=True)
+    write_video(tmp_path / "videos" / " a" / "one.mp4", scene(1, 1), RATE)
+    build(tmp_path / "videos", tmp_path / "set", val=0.0)
+    result = prep("leaks", tmp_path / "set", "--group", tmp_path / "g.csv", "--source", tmp_path / "videos")
+    assert_one_clear_line(result, 2, "--source: a CSV cannot hold the label ' a'")
+    assert not (tmp_path / "g.csv").exists()
+
+
+def test_urls_stand_in_the_groups_as_they_are(copies: Path, tmp_path: Path) -> None:
+    video = list_videos(copies / "videos")[0]
+    far = [replace(video, id="far", path="s3://team/a b.mp4"), video]
+    shard_set = read_set(copies / "set")
+    missing = [replace(video, id=sample.video) for car in shard_set.sidecars for sample in car.samples]
+    write_groups(tmp_path / "g.csv", shard_set, far + missing, [])
+    rows = list(csv.DictReader((tmp_path / "g.csv").read_text().splitlines()))
+    assert rows[0]["path"] == "s3://team/a b.mp4" and (tmp_path / rows[1]["path"]).is_file()
 
 
 def test_groups_join_through_every_chain_of_pairs() -> None:

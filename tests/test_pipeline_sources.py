@@ -56,9 +56,26 @@ def test_a_csv_may_name_split_group_and_key(tmp_path: Path) -> None:
     assert (b.id, b.split, b.group) == ("b.mp4", None, "b.mp4")
 
 
+def test_paths_keys_and_groups_of_a_csv_are_taken_as_they_stand(tmp_path: Path) -> None:
+    touch(tmp_path, " b\r\n.mp4")
+    text = f'path,label,split,group,key\n" b\r\n.mp4", cats , TRAIN ," g","{"k" * 201}\n "\na.mp4,cats,,  ,\n'
+    path = csv_of(tmp_path, "")
+    path.write_bytes(text.encode())
+    a, b = list_videos(path)
+    assert (b.path, b.label, b.split, b.group) == (str(tmp_path / " b\r\n.mp4"), "cats", "train", " g")
+    assert (a.id, a.group, b.id) == ("a.mp4", "a.mp4", "k" * 201 + "\n ")
+
+
 def test_a_csv_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
     path = csv_of(tmp_path, "\ufeffpath,label\r\na.mp4,cats\r\n")
     assert [video.label for video in list_videos(path)] == ["cats"]
+
+
+def test_a_csv_in_another_encoding_is_refused_where_it_would_change_labels(tmp_path: Path) -> None:
+    path = csv_of(tmp_path, "")
+    path.write_bytes("path,label\na.mp4,été\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"line 2: label has .* bytes that are not UTF-8"):
+        list_videos(path)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +90,7 @@ def test_a_csv_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
         ("path,label\nx.mp4,cats\n", "none of its 1 videos exists"),
         ("path,label\na.mp4,cats\na.mp4,dogs\n", "'a.mp4' is listed twice"),
         ("path,label\na.mp4,ca\x07ts\n", "control characters"),
+        ("path,label,key\na.mp4,cats,a\0\n", "line 2: key has a NUL byte"),
     ],
 )
 def test_a_csv_that_does_not_fit_says_why(tmp_path: Path, text: str, message: str) -> None:
