@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import video_hash
 from pipeline.cli import main
+from pipeline.errors import UserError
 from pipeline.leaks import Leaks, Pair, find_leaks, in_order, joined_groups, write_groups
 from pipeline.sample_videos import write_video
 from pipeline.shards.index import read_set
@@ -183,6 +184,20 @@ def test_urls_stand_in_the_groups_as_they_are(copies: Path, tmp_path: Path) -> N
     write_groups(tmp_path / "g.csv", shard_set, far + missing, [])
     rows = list(csv.DictReader((tmp_path / "g.csv").read_text().splitlines()))
     assert rows[0]["path"] == "s3://team/a b.mp4" and (tmp_path / rows[1]["path"]).is_file()
+
+
+def test_sets_of_one_video_and_of_none_say_so(tmp_path: Path) -> None:
+    for name in ("one", "none"):
+        (tmp_path / name / "a").mkdir(parents=True)
+    write_video(tmp_path / "one" / "a" / "v.mp4", scene(1), RATE)
+    (tmp_path / "none" / "a" / "v.mp4").write_text("not a video")
+    for name in ("one", "none"):
+        build(tmp_path / name, tmp_path / f"{name}-set", val=0.0)
+    one = prep("leaks", tmp_path / "one-set")
+    assert one.exit_code == 0 and "0 pairs of copies cross splits or labels, 0 do not" in one.stdout
+    assert_one_clear_line(prep("leaks", tmp_path / "none-set"), 2, "for all its 1 videos were rejected")
+    with pytest.raises(UserError, match="no split 'train' with videos; there are none"):
+        read_set(tmp_path / "none-set", whole=False).split("train")
 
 
 def test_groups_join_through_every_chain_of_pairs() -> None:
