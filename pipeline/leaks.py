@@ -17,11 +17,12 @@ import numpy as np
 
 from pipeline import video_hash
 from pipeline.errors import UserError
+from pipeline.places import is_url
 from pipeline.report import Stage, no_stage
 from pipeline.shards import get_format
 from pipeline.shards.index import ShardSet
 from pipeline.shards.sidecar import Sample
-from pipeline.sources import Video
+from pipeline.sources import Video, is_csv_label
 from pipeline.video_hash import Coefficients
 
 FLAT = 1.0  # grey levels: a picture that varies less shows nothing
@@ -112,7 +113,7 @@ def _look(shard_set: ShardSet, stage: Stage) -> Iterator[Seen]:
         ):
             for parts in samples.values():
                 digest, looks, seen = hashlib.sha256(), [], 0
-                for sample in sorted(parts, key=lambda part: part.key):
+                for sample in in_order(parts):
                     frames = reader.frames(sample)
                     digest.update(np.ascontiguousarray(frames).data)
                     looks.append(video_hash.coefficients(frames[-seen % every :: every]))
@@ -120,6 +121,11 @@ def _look(shard_set: ShardSet, stage: Stage) -> Iterator[Seen]:
                 one, stored = parts[0], np.concatenate(looks)
                 yield Seen(one.video, sidecar.split, one.label, one.group, one.source, digest.hexdigest(), stored)
                 step(1)
+
+
+def in_order(parts: Iterable[Sample]) -> list[Sample]:
+    """The samples of one video as they follow each other: their keys end in `#0000` to `#9999`, `#10000`, …"""
+    return sorted(parts, key=lambda part: (len(part.key), part.key))
 
 
 def _exact(videos: Sequence[Seen]) -> Iterator[Pair]:
@@ -174,18 +180,36 @@ def write_groups(
             f"--source: {len(missing)} videos of the set are not in it, the first is {missing[0]}; "
             "give the folder or CSV that the set was built from"
         )
+    unfit = next((video.label for video in source if not is_csv_label(video.label)), None)
+    if unfit is not None:
+        raise UserError(
+            f"--source: a CSV cannot hold the label {unfit!r} (blanks at an end, control characters, bytes that "
+            "are not UTF-8, or more than 200 characters); rename its folder and build the set again"
+        )
     own = {video.id: held[video.id][1].group if video.id in held else video.group for video in source}
     groups = joined_groups(own, pairs)
     members: dict[str, Counter[str]] = defaultdict(Counter)
     for video, (split, _) in held.items():
         members[groups[video]][split] += 1
     home = {group: max(sorted(count), key=count.__getitem__) for group, count in members.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8") as lines:
-        rows = csv.writer(lines)
-        rows.writerow(("path", "label", "split", "group", "key"))
-        for listed in source:
-            path = os.path.relpath(listed.path, file.parent)
-            group = groups[listed.id]
-            rows.writerow((path, listed.label, home.get(group, listed.split or ""), group, listed.id))
+    rows = ((video, home.get(groups[video.id], video.split or ""), groups[video.id]) for video in source)
+    _write_csv(file, rows)
     return sum(home[groups[video]] != split for video, (split, _) in held.items())
+
+
+def _write_csv(file: Path, rows: Iterable[tuple[Video, str, str]]) -> None:
+    """Each row: a video, its split and its group. Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    folder = file.parent.resolve()  # `..` leads out of where a link points to
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        # File names may hold bytes that are not UTF-8; they are written as they are.
+        with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines:
+            table = csv.writer(lines)
+            table.writerow(("path", "label", "split", "group", "key"))
+            for video, split, group in rows:
+                path = video.path if is_url(video.path) else os.path.relpath(video.path, folder)
+                table.writerow((path, video.label, split, group, video.id))
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)

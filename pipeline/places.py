@@ -6,22 +6,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from pipeline.errors import UserError
 
 SILENCE = 30.0  # seconds in which an HTTP server must say something; a stream may take as long as it likes
+NAMED = frozenset(["s3", "s3a", "gs", "gcs", "http", "https"])  # where a path alone leads nowhere
 
 
 def is_url(place: Path | str) -> bool:
-    """Whether fsspec has to be asked. `file://` is a path; see `as_path`."""
+    """Whether fsspec has to be asked. `file://` is a path; see `as_place`."""
     return "://" in str(place)
 
 
 def as_place(text: str) -> Path | str:
-    """A path where it is one, else the URL as it stands (a `Path` would merge its slashes)."""
-    if text.startswith("file://"):
-        return Path(text.removeprefix("file://"))
-    return text.rstrip("/") if is_url(text) else Path(text)
+    """A path where it is one, else the URL as it stands (a `Path` would merge its slashes). Raises `UserError`."""
+    if text.lower().startswith("file://"):
+        return Path(_path_of(text))
+    if not is_url(text):
+        return Path(text)
+    scheme, _, rest = text.partition("://")
+    if not rest.strip("/") or (rest.startswith("/") and scheme.lower() in NAMED):
+        raise UserError(f"{text}: names no bucket or host; write {scheme}://NAME/path")
+    return text.rstrip("/")
+
+
+def _path_of(url: str) -> str:
+    """The path of a `file://` URL, any %20 in it decoded. A `?` or `#` ends nothing: names may have them."""
+    host, slash, path = url[len("file://") :].partition("/")
+    if host not in ("", "localhost") or not slash:
+        raise UserError(f"{url}: names no file of this machine; write file:///path/to/it, or only the path")
+    return slash + unquote(path, errors="surrogateescape")
 
 
 def absolute(text: str) -> str:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.places import filesystem, is_url, reached
+from pipeline.places import as_place, filesystem, is_url, reached
 
 VIDEO_EXTENSIONS = frozenset(
     [
@@ -54,7 +54,7 @@ SPLIT_FOLDERS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 SPLITS = ("train", "val", "test")
-NAME_PATTERN = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
+LABEL_PATTERN = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}")  # surrogates: bytes that are not UTF-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,14 @@ def list_videos(source: Path | str, group_by: str | None = None) -> list[Video]:
     a group of its own. Raises `UserError`.
     """
     pattern = _compile(group_by)
-    if is_url(source):
-        with reached(str(source)):
-            videos = _from_url(str(source), pattern)
-    elif Path(source).is_dir():
-        videos = _from_folder(str(source), sorted(_walk(Path(source))), pattern)
-    elif Path(source).is_file():
-        videos = _from_csv(str(source), _read(Path(source)), pattern)
+    source = as_place(str(source))
+    if isinstance(source, str):
+        with reached(source):
+            videos = _from_url(source, pattern)
+    elif source.is_dir():
+        videos = _from_folder(str(source), sorted(_walk(source)), pattern)
+    elif source.is_file():
+        videos = _from_csv(str(source), _read(source), pattern)
         if not any(is_url(video.path) or os.path.exists(video.path) for video in videos):
             raise UserError(f"{source}: none of its {len(videos)} videos exists; the first is looked for at "
                             f"{videos[0].path} (paths are relative to the CSV)")  # fmt: skip
@@ -123,7 +124,7 @@ def _from_url(url: str, pattern: re.Pattern[str] | None) -> list[Video]:
     """Whatever the far end says goes wrong is raised as it is."""
     system, path = filesystem(url)
     if url.lower().endswith(".csv"):
-        return _from_csv(url, system.cat_file(path).decode("utf-8-sig"), pattern)
+        return _from_csv(url, _decoded(system.cat_file(path)), pattern)
     names = (name[len(path) :].strip("/") for name in system.find(path))
     found = [tuple(name.split("/")) for name in names if _is_video(name) and not _is_hidden(name)]
     return _from_folder(url, sorted(found), pattern)
@@ -194,9 +195,19 @@ def _walk(root: Path) -> Iterator[tuple[str, ...]]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return _decoded(path.read_bytes())
+    except OSError as error:
         raise UserError(f"{path}: cannot be read as CSV: {error}") from error
+
+
+def _decoded(content: bytes) -> str:
+    """Line ends stay as they are, and bytes that are not UTF-8 do as in `os.fsdecode`: file names have both."""
+    return content.decode("utf-8-sig", errors="surrogateescape")
+
+
+def is_csv_label(label: str) -> bool:
+    """Whether a label read from a CSV is this one; folders may have names that are none."""
+    return label == label.strip() and LABEL_PATTERN.fullmatch(label) is not None
 
 
 def _from_csv(place: str, text: str, pattern: re.Pattern[str] | None) -> list[Video]:
@@ -218,27 +229,42 @@ def _from_csv(place: str, text: str, pattern: re.Pattern[str] | None) -> list[Vi
 
 def _from_row(place: str, line: int, row: dict[str, str | None], pattern: re.Pattern[str] | None) -> Video:
     def cell(name: str) -> str:
-        return (row.get(name) or "").strip()
+        """As it stands, for a file's name may begin with a blank; but one of blanks alone is empty."""
+        text = row.get(name) or ""
+        return text if text.strip() else ""
 
     def refuse(problem: str) -> UserError:
         return UserError(f"{place}, line {line}: {problem}")
 
-    if not cell("path") or not cell("label"):
+    label, split = cell("label").strip(), cell("split").strip().lower()
+    if not cell("path") or not label:
         raise refuse("path or label is empty")
-    if "\0" in cell("path"):
-        raise refuse("path has a NUL byte")
-    for name in ("label", "group", "key"):
-        if cell(name) and not NAME_PATTERN.fullmatch(cell(name)):
-            raise refuse(f"{name} has control characters or more than 200 characters")
-    split = cell("split").lower()
+    for name in ("path", "group", "key"):
+        if "\0" in cell(name):
+            raise refuse(f"{name} has a NUL byte")
+    if not is_csv_label(label):
+        raise refuse("label has control characters, bytes that are not UTF-8, or more than 200 characters")
     if split and split not in SPLIT_FOLDERS:
         raise refuse(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
-    path = cell("path")
-    id_ = cell("key") or (path if is_url(path) else Path(path).as_posix())
+    try:
+        name, path = _located(cell("path"), os.path.dirname(place))
+    except UserError as error:
+        raise refuse(str(error)) from None
+    id_ = cell("key") or name
     return Video(
         id=id_,
-        path=path if is_url(path) else os.path.join(os.path.dirname(place), path),
-        label=sys.intern(cell("label")),  # one string for all videos that have it
+        path=path,
+        label=sys.intern(label),  # one string for all videos that have it
         group=cell("group") or _group(id_, pattern),
         split=SPLIT_FOLDERS[split] if split else None,
     )
+
+
+def _located(text: str, folder: str) -> tuple[str, str]:
+    """What a video is called, and where it lies, by the path or URL in a CSV in `folder`. Raises `UserError`."""
+    found = as_place(text)
+    if isinstance(found, str):
+        return text, text
+    if is_url(text) and found.is_relative_to(Path(folder).absolute()):  # file://
+        found = found.relative_to(Path(folder).absolute())
+    return found.as_posix(), os.path.join(folder, found)

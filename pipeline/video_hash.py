@@ -64,7 +64,7 @@ def coefficients(frames: NDArray[np.uint8]) -> Coefficients:
     for at, frame in enumerate(frames):
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         small[at] = cv2.resize(grey, (SMALL, SMALL), interpolation=cv2.INTER_AREA)
-    return np.asarray(small.reshape(len(frames), -1) @ BASIS, np.float32)
+    return np.asarray(small.reshape(len(frames), SMALL * SMALL) @ BASIS, np.float32)
 
 
 def frame_step(fps: Fraction) -> int:

@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 
 from pipeline import video_hash
 from pipeline.cli import main
-from pipeline.leaks import Leaks, Pair, find_leaks, joined_groups
+from pipeline.errors import UserError
+from pipeline.leaks import Leaks, Pair, find_leaks, in_order, joined_groups, write_groups
 from pipeline.sample_videos import write_video
 from pipeline.shards.index import read_set
+from pipeline.shards.sidecar import Sample
+from pipeline.sources import list_videos
 
 Picture = NDArray[np.uint8]
 RATE = 15
@@ -145,6 +148,58 @@ def test_a_source_that_is_not_the_sets_is_refused(copies: Path, tmp_path: Path) 
     assert not (tmp_path / "g.csv").exists()
 
 
+def test_whatever_a_file_may_be_called_comes_back_from_the_groups(tmp_path: Path) -> None:
+    folder = tmp_path / "real" / "set"
+    folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    stems = ["line\r\nend", "not\udcff8", " blanks ", 'quo"te,', "long/" * 45 + "name"]
+    for number, stem in enumerate(stems):
+        (tmp_path / "videos" / "a" / stem).parent.mkdir(parents=True, exist_ok=True)
+        write_video(tmp_path / "one.mp4", scene(number, 1), RATE)
+        (tmp_path / "one.mp4").rename(tmp_path / "videos" / "a" / f"{stem}.mp4")
+    build(tmp_path / "videos", tmp_path / "set", val=0.0)
+    group = ["--group", tmp_path / "link" / "g.csv", "--source", tmp_path / "videos"]
+    assert prep("leaks", tmp_path / "set", *group).exit_code == 0
+    listed = list_videos(tmp_path / "link" / "g.csv")
+    assert {video.id for video in listed} == {f"a/{stem}.mp4" for stem in stems} == {v.group for v in listed}
+    assert all(Path(video.path).is_file() for video in listed)
+    assert build(tmp_path / "link" / "g.csv", tmp_path / "set").decoded == 0
+    assert [path.name for path in folder.iterdir()] == ["g.csv"]
+
+
+def test_a_label_that_a_csv_would_change_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "videos" / " a").mkdir(parents=True)
+    write_video(tmp_path / "videos" / " a" / "one.mp4", scene(1, 1), RATE)
+    build(tmp_path / "videos", tmp_path / "set", val=0.0)
+    result = prep("leaks", tmp_path / "set", "--group", tmp_path / "g.csv", "--source", tmp_path / "videos")
+    assert_one_clear_line(result, 2, "--source: a CSV cannot hold the label ' a'")
+    assert not (tmp_path / "g.csv").exists()
+
+
+def test_urls_stand_in_the_groups_as_they_are(copies: Path, tmp_path: Path) -> None:
+    video = list_videos(copies / "videos")[0]
+    far = [replace(video, id="far", path="s3://team/a b.mp4"), video]
+    shard_set = read_set(copies / "set")
+    missing = [replace(video, id=sample.video) for car in shard_set.sidecars for sample in car.samples]
+    write_groups(tmp_path / "g.csv", shard_set, far + missing, [])
+    rows = list(csv.DictReader((tmp_path / "g.csv").read_text().splitlines()))
+    assert rows[0]["path"] == "s3://team/a b.mp4" and (tmp_path / rows[1]["path"]).is_file()
+
+
+def test_sets_of_one_video_and_of_none_say_so(tmp_path: Path) -> None:
+    for name in ("one", "none"):
+        (tmp_path / name / "a").mkdir(parents=True)
+    write_video(tmp_path / "one" / "a" / "v.mp4", scene(1), RATE)
+    (tmp_path / "none" / "a" / "v.mp4").write_text("not a video")
+    for name in ("one", "none"):
+        build(tmp_path / name, tmp_path / f"{name}-set", val=0.0)
+    one = prep("leaks", tmp_path / "one-set")
+    assert one.exit_code == 0 and "0 pairs of copies cross splits or labels, 0 do not" in one.stdout
+    assert_one_clear_line(prep("leaks", tmp_path / "none-set"), 2, "for all its 1 videos were rejected")
+    with pytest.raises(UserError, match="no split 'train' with videos; there are none"):
+        read_set(tmp_path / "none-set", whole=False).split("train")
+
+
 def test_groups_join_through_every_chain_of_pairs() -> None:
     def pair(a: str, b: str) -> Pair:
         return Pair(a, b, ("train", "val"), ("x", "x"), 0.0, "near")
@@ -189,3 +244,16 @@ def test_videos_without_a_single_window_have_no_candidates() -> None:
     for videos in ([], [np.zeros((1, 63), np.float32)], [np.zeros((20, 63), np.float32)] * 3):
         windows = video_hash.hash_windows(videos, 6)
         assert len(windows) == 0 and list(video_hash.candidates(windows)) == []
+
+
+def test_a_last_part_too_short_for_a_compared_frame_is_read(tmp_path: Path) -> None:
+    (tmp_path / "videos" / "a").mkdir(parents=True)
+    write_video(tmp_path / "videos" / "a" / "one.mp4", scene(1)[:9], RATE)
+    build(tmp_path / "videos", tmp_path / "set", recipe=replace(SMALL, fps=Fraction(RATE), max_frames=8), val=0.0)
+    found = find_leaks(read_set(tmp_path / "set"))
+    assert (found.videos, found.short) == (1, ("a/one.mp4",))
+
+
+def test_parts_of_one_video_stay_in_order_beyond_ten_thousand() -> None:
+    parts = [Sample(f"key#{index:04d}", "v", "l", "v", "s", 1, index) for index in (10000, 2, 9999, 0, 1000)]
+    assert [part.offset for part in in_order(parts)] == [0, 2, 1000, 9999, 10000]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.places import absolute, as_place
 from pipeline.sources import list_videos
 
 
@@ -55,9 +56,26 @@ def test_a_csv_may_name_split_group_and_key(tmp_path: Path) -> None:
     assert (b.id, b.split, b.group) == ("b.mp4", None, "b.mp4")
 
 
+def test_paths_keys_and_groups_of_a_csv_are_taken_as_they_stand(tmp_path: Path) -> None:
+    touch(tmp_path, " b\r\n.mp4")
+    text = f'path,label,split,group,key\n" b\r\n.mp4", cats , TRAIN ," g","{"k" * 201}\n "\na.mp4,cats,,  ,\n'
+    path = csv_of(tmp_path, "")
+    path.write_bytes(text.encode())
+    a, b = list_videos(path)
+    assert (b.path, b.label, b.split, b.group) == (str(tmp_path / " b\r\n.mp4"), "cats", "train", " g")
+    assert (a.id, a.group, b.id) == ("a.mp4", "a.mp4", "k" * 201 + "\n ")
+
+
 def test_a_csv_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
     path = csv_of(tmp_path, "\ufeffpath,label\r\na.mp4,cats\r\n")
     assert [video.label for video in list_videos(path)] == ["cats"]
+
+
+def test_a_csv_in_another_encoding_is_refused_where_it_would_change_labels(tmp_path: Path) -> None:
+    path = csv_of(tmp_path, "")
+    path.write_bytes("path,label\na.mp4,été\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"line 2: label has .* bytes that are not UTF-8"):
+        list_videos(path)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +86,11 @@ def test_a_csv_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
         ("path,label\n", "lists no videos"),
         ("path,label\na.mp4,\n", "line 2: path or label is empty"),
         ("path,label,split\na.mp4,cats,holdout\n", "split is 'holdout'"),
+        ("path,label\ns3://,cats\n", "line 2: s3://: names no bucket"),
         ("path,label\nx.mp4,cats\n", "none of its 1 videos exists"),
         ("path,label\na.mp4,cats\na.mp4,dogs\n", "'a.mp4' is listed twice"),
         ("path,label\na.mp4,ca\x07ts\n", "control characters"),
+        ("path,label,key\na.mp4,cats,a\0\n", "line 2: key has a NUL byte"),
     ],
 )
 def test_a_csv_that_does_not_fit_says_why(tmp_path: Path, text: str, message: str) -> None:
@@ -100,3 +120,28 @@ def test_a_wrong_path_says_what_would_be_right(tmp_path: Path) -> None:
 def test_a_broken_expression_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--group-by"):
         list_videos(touch(tmp_path, "cats/a.mp4"), "(")
+
+
+def test_file_urls_are_paths(tmp_path: Path) -> None:
+    root = touch(tmp_path / "50% of it#1", "cats/a b.mp4")
+    assert as_place(root.as_uri()) == as_place(f"FILE://localhost{root.as_uri()[7:]}") == root
+    assert absolute(f"file://{tmp_path}/no%FF?#x") == f"{tmp_path}/no\udcff?#x"
+    assert [video.path for video in list_videos(root.as_uri())] == [str(root / "cats" / "a b.mp4")]
+    with pytest.raises(UserError, match=r"file://server/a\.mp4: names no file of this machine"):
+        as_place("file://server/a.mp4")
+
+
+def test_file_urls_in_a_csv_are_paths(tmp_path: Path) -> None:
+    beside, other = tmp_path / "set" / "in it.mp4", tmp_path / "else where.mp4"
+    path = csv_of(touch(tmp_path / "set"), f"path,label,key\n{beside.as_uri()},cats,\n{other.as_uri()},cats,\n"
+                  f"{(tmp_path / 'set' / 'a.mp4').as_uri()},cats,key\na.mp4,dogs,\n")  # fmt: skip
+    found = {video.id: video.path for video in list_videos(path)}
+    plain = str(tmp_path / "set" / "a.mp4")
+    assert found == {"in it.mp4": str(beside), str(other): str(other), "key": plain, "a.mp4": plain}
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///videos", "https:///", "memory://"])
+def test_a_url_without_a_bucket_or_host_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match="names no bucket or host"):
+        list_videos(url)
+    assert as_place("memory:///videos/") == "memory:///videos"

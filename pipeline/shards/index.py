@@ -66,7 +66,8 @@ class ShardSet:
     def split(self, name: str) -> "SplitIndex":
         """The samples of one split. Raises `UserError` where it has none."""
         if name not in self.splits:
-            raise UserError(f"{self.folder}: no split {name!r} with videos; there are {', '.join(self.splits)}")
+            there = ", ".join(self.splits) or "none"
+            raise UserError(f"{self.folder}: no split {name!r} with videos; there are {there}")
         return SplitIndex(self, [sidecar for sidecar in self.sidecars if sidecar.split == name])
 
 
@@ -139,7 +140,13 @@ def read_set(place: Path | str, *, whole: bool = True) -> ShardSet:
     recipe = read_recipe(folder)
     with _no_collection():
         shard_set = ShardSet(folder, recipe, tuple(sidecars(folder, recipe)), is_building(folder))
-    if whole and not any(sidecar.samples for sidecar in shard_set.sidecars):
+    if whole and not shard_set.splits:
+        rejected = sum(len(sidecar.rejected) for sidecar in shard_set.sidecars)
+        if rejected and not shard_set.building:
+            raise UserError(
+                f"{folder}: the set has no samples, for all its {rejected} videos were rejected; "
+                f"`prep inspect {folder}` says why"
+            )
         raise UserError(f"{folder}: the set has no samples; run `prep build-shards --out {folder}` to its end")
     if whole and shard_set.unfinished:
         raise UserError(
