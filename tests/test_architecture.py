@@ -17,11 +17,12 @@ TRAIN_MAY_USE = (
     "pipeline.leaks",
     "pipeline.errors",
     "pipeline.console",
+    "pipeline.places",
     "pipeline.recipe",
     "pipeline.report",
 )
 # Whoever predicts from raw videos does it through the offline stage's own code.
-PREDICT_MAY_USE = (*TRAIN_MAY_USE, "pipeline.decode", "pipeline.places")
+PREDICT_MAY_USE = (*TRAIN_MAY_USE, "pipeline.decode")
 
 
 def imports_of(path: Path) -> Iterator[str]:
