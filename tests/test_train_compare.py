@@ -27,10 +27,16 @@ class Tiny(Family):
     source = "nobody"
 
     def __init__(
-        self, *, num_classes: int, num_frames: int, size: tuple[int, int], dropout: float = 0.0  # noqa: ARG002
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        num_classes: int,
+        num_frames: int,  # noqa: ARG002
+        size: tuple[int, int],  # noqa: ARG002
+        in_channels: int = 3,
+        dropout: float = 0.0,  # noqa: ARG002
+    ) -> None:
         super().__init__()
-        self.head = nn.Linear(3, num_classes)
+        self.head = nn.Linear(in_channels, num_classes)
 
     def stages(self) -> Sequence[nn.Module | nn.Parameter]:
         """One."""
