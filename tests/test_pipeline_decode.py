@@ -100,6 +100,21 @@ def test_a_clock_that_jumps_by_a_month_fills_no_disk(tmp_path: Path) -> None:
         list(get_decoder("pyav").frames(str(path), SMALL))
 
 
+@pytest.mark.parametrize("suffix", ["ts", "mpg"])
+def test_recordings_joined_end_to_end_give_the_frames_of_all(tmp_path: Path, suffix: str) -> None:
+    codec = "libx264" if suffix == "ts" else "mpeg2video"
+    parts = [write_video(tmp_path / f"{n}.{suffix}", frames=30 * n, codec=codec, salt=n) for n in (2, 1, 3)]
+    joined = tmp_path / f"joined.{suffix}"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    decoder = get_decoder("pyav")
+    got = list(decoder.frames(str(joined), SMALL))
+    separate = [frame for part in parts for frame in decoder.frames(str(part), SMALL)]
+    assert len(got) == decoder.count(str(joined), SMALL) == 30
+    assert times(got) == sorted(set(times(got)))
+    assert same(_decode_chosen(str(joined), SMALL), _decode_all(str(joined), SMALL))
+    assert sum(np.array_equal(a.pixels, b.pixels) for a, b in zip(got, separate, strict=True)) >= 28
+
+
 def test_files_too_large_to_hold_are_read_twice_with_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

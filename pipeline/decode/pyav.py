@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 from pipeline.decode import DecodeError, Frame
 from pipeline.decode.geometry import Orientation, Placement, finish, orientation, place
 from pipeline.recipe import Recipe
-from pipeline.sampling import BestGuess, displays, end_of, keep_displayed, needed_packets
+from pipeline.sampling import BestGuess, ContinuedClock, displays, end_of, keep_displayed, needed_packets
 
 # Files up to this size are kept, as packets, between choosing and decoding; larger ones are read twice.
 HELD_BYTES = 4 << 20
@@ -39,6 +39,7 @@ DECODING_TIMES_ONLY = {"avi", "ogg"}
 QUICK_OPENING = {"skip_frame": "all", "probesize": "32"}
 QUICK_CONTAINER = "mov,mp4,m4a,3gp,3g2,mj2"
 QUICK_CODECS = {"h264", "hevc"}
+CLOCK_MAY_BE_SET_ANEW = 0x200  # AVFMT_TS_DISCONT in libavformat/avformat.h: MPEG-TS and -PS, Ogg
 
 av.logging.set_level(None)  # reasons come as exceptions; FFmpeg's own chatter belongs to nobody
 
@@ -117,7 +118,17 @@ def _reason(error: Exception) -> str:
 
 
 def _demux(container: InputContainer, stream: VideoStream) -> Iterator[Any]:
-    return (packet for packet in container.demux(stream) if packet.size)
+    """The stream's packets, on one clock from the first to the last: everything below sees only those times."""
+    packets = (packet for packet in container.demux(stream) if packet.size)
+    if not container.format.flags & CLOCK_MAY_BE_SET_ANEW:
+        yield from packets
+        return
+    clock = ContinuedClock(_time_base(stream), _period(stream))
+    for packet in packets:
+        if offset := clock.offset(packet.dts, packet.duration):
+            packet.pts = None if packet.pts is None else packet.pts + offset
+            packet.dts = None if packet.dts is None else packet.dts + offset
+        yield packet
 
 
 class _Times:
@@ -259,13 +270,12 @@ def _decode_past_errors(
     container: InputContainer, stream: VideoStream, errors: list[str]
 ) -> Iterator[av.VideoFrame]:
     try:
-        for packet in container.demux(stream):
+        for packet in _demux(container, stream):
             try:
-                yield from stream.codec_context.decode(packet if packet.size else None)
-            except av.EOFError:
-                return
+                yield from stream.codec_context.decode(packet)
             except av.FFmpegError as error:
                 errors.append(_reason(error))
+        yield from stream.codec_context.decode(None)
     except av.FFmpegError as error:
         errors.append(_reason(error))
 
