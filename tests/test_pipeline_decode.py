@@ -115,6 +115,19 @@ def test_recordings_joined_end_to_end_give_the_frames_of_all(tmp_path: Path, suf
     assert sum(np.array_equal(a.pixels, b.pixels) for a, b in zip(got, separate, strict=True)) >= 28
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_frames_of_an_avi_with_b_frames_come_at_a_steady_rate(tmp_path: Path, codec: str) -> None:
+    path = write_video(tmp_path / "a.avi", frames=60, codec=codec, options={"bf": "2"})
+    every = list(get_decoder("pyav").frames(str(path), Recipe(fps=Fraction(30), width=32, height=32)))
+    kept = list(get_decoder("pyav").frames(str(path), SMALL))
+    assert len(every) == 60 and len(kept) == 10
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(kept, every[::6], strict=True))
+    with av.open(str(path)) as container:
+        decoded = [frame.to_ndarray(format="gray").mean() for frame in container.decode(video=0)]
+    shown = [frame.pixels.mean() for frame in every]
+    assert np.corrcoef(decoded, shown)[0, 1] > 0.999
+
+
 def test_files_too_large_to_hold_are_read_twice_with_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

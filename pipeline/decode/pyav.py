@@ -34,6 +34,8 @@ PACKET_BYTES = 512  # that a packet takes beside its content
 SEEKABLE_CODECS = {"h264", "hevc", "vp8", "vp9", "av1"}
 # These hold times of decoding; where frames are displayed in another order, FFmpeg's demuxer makes their pts up.
 DECODING_TIMES_ONLY = {"avi", "ogg"}
+# In AVI they look sound until they go back, so they are never believed. For Ogg we do as FFmpeg's players do.
+PTS_NEVER_BELIEVED = {"avi"}
 # FFmpeg decodes a picture or more when it opens a file, to learn what the decoder will find out again: a tenth
 # of the work on a short clip. Not needed where the container itself tells rate, delay and times of the frames.
 QUICK_OPENING = {"skip_frame": "all", "probesize": "32"}
@@ -184,11 +186,15 @@ def _choose(times: _Times, stream: VideoStream, recipe: Recipe) -> dict[int, int
     pts = times.displayed()
     if not pts or any(before == after for before, after in pairwise(pts)):
         raise _CannotChoose
-    if stream.codec_context.has_b_frames and stream.container.format.name in DECODING_TIMES_ONLY:
+    if _has_invented_pts(stream, DECODING_TIMES_ONLY):
         raise _CannotChoose
     end = end_of(*times.last, pts[-2] if len(pts) > 1 else None, _period(stream))
     counts = displays(pts, end, _time_base(stream), recipe.fps)
     return {p: count for p, count in zip(pts, counts, strict=True) if count}
+
+
+def _has_invented_pts(stream: VideoStream, containers: set[str]) -> bool:
+    return stream.codec_context.has_b_frames and stream.container.format.name in containers
 
 
 def _decode_needed(
@@ -254,7 +260,8 @@ def _decode_all(path: str, recipe: Recipe) -> Iterator[Frame]:
     count = 0
     with _open(path, quick=False) as (container, stream):
         convert = _converter(stream, recipe)
-        timed = _timed(_decode_past_errors(container, stream, errors), _period(stream))
+        frames = _decode_past_errors(container, stream, errors)
+        timed = _timed(frames, _period(stream), not _has_invented_pts(stream, PTS_NEVER_BELIEVED))
         for pts, frame, slots in keep_displayed(timed, _time_base(stream), recipe.fps, _period(stream)):
             kept = convert(frame, pts)
             for _ in range(slots):
@@ -280,12 +287,14 @@ def _decode_past_errors(
         errors.append(_reason(error))
 
 
-def _timed(frames: Iterable[av.VideoFrame], period: int) -> Iterator[tuple[int, int | None, av.VideoFrame]]:
-    """Each frame with its pts; a frame without one comes a period after the one before it."""
+def _timed(
+    frames: Iterable[av.VideoFrame], period: int, believe_pts: bool
+) -> Iterator[tuple[int, int | None, av.VideoFrame]]:
+    """Each frame with its pts, else its dts; a frame without both comes a period after the one before it."""
     latest: int | None = None
     guess = BestGuess()
     for frame in frames:
-        pts = guess.time(frame.pts, frame.dts)
+        pts = guess.time(frame.pts if believe_pts else None, frame.dts)
         if pts is None:
             pts = 0 if latest is None else latest + period
         latest = pts
