@@ -8,7 +8,7 @@ import pytest
 from conftest import SMALL, build, frames_by_video, replace_packet, write_video
 
 from pipeline.decode import get_decoder
-from pipeline.errors import WorkFailed
+from pipeline.errors import DecodeError, WorkFailed
 from pipeline.shards.index import read_set
 from pipeline.summary import summarize
 
@@ -44,6 +44,28 @@ def test_a_decoder_that_fails_halfway_leaves_no_trace_of_its_video(
     assert "ZeroDivisionError: a bug in a decoder" in rejected["reason"]
     assert rejected["frames"] == 3
     assert "dogs/3.mp4" not in frames_by_video(tmp_path / "set")
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "opencv"])
+def test_absurd_picture_sizes_are_rejected_before_anything_is_decoded(
+    tmp_path: Path, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    monkeypatch.setattr("pipeline.decode.geometry.MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(DecodeError, match="pictures of 64×48 pixels; more than 3,071"):
+        list(get_decoder(decoder).frames(str(path), SMALL))
+
+
+def test_pictures_that_become_absurd_on_the_way_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [write_video(tmp_path / f"{side}.h264", size=(side, side)) for side in (64, 256)]
+    joined = tmp_path / "joined.h264"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert len(list(get_decoder("pyav").frames(str(joined), SMALL))) > 5
+    monkeypatch.setattr("pipeline.decode.pyav.MAX_PIXELS", 200 * 200)
+    with pytest.raises(DecodeError, match="breaks while decoding"):
+        list(get_decoder("pyav").frames(str(joined), SMALL))
 
 
 def test_a_full_disk_fails_the_shard_and_blames_no_video(

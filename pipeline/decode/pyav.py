@@ -22,7 +22,7 @@ from av.filter import Graph
 from av.video.stream import VideoStream
 
 from pipeline.decode import DecodeError, Frame
-from pipeline.decode.geometry import Orientation, Placement, finish, orientation, place
+from pipeline.decode.geometry import MAX_PIXELS, Orientation, Placement, check_size, finish, orientation, place
 from pipeline.recipe import Recipe
 from pipeline.sampling import BestGuess, ContinuedClock, displays, end_of, keep_displayed, needed_packets
 
@@ -97,7 +97,10 @@ def _open(path: str, quick: bool = True) -> Iterator[tuple[InputContainer, Video
             stream = container.streams.best("video")
             if not isinstance(stream, VideoStream):
                 raise DecodeError("holds no video stream")
-            stream.codec_context.thread_count = 1  # parallel over videos; and skipping must be exact
+            codec = stream.codec_context
+            check_size(codec.width, codec.height)
+            codec.options = {**codec.options, "max_pixels": str(MAX_PIXELS)}  # for a change on the way
+            codec.thread_count = 1  # parallel over videos; and skipping must be exact
             yield container, stream
             return
     with _open(path, quick=False) as opened:
@@ -301,8 +304,8 @@ def _timed(
         yield pts, frame.duration or None, frame
 
 
-def _scaler(frame: av.VideoFrame, stream: VideoStream, width: int, height: int) -> Graph:
-    """Pictures like this one to RGB of `width` × `height`.
+def _scaler(frame: av.VideoFrame, stream: VideoStream, placement: Placement) -> Graph:
+    """Pictures like this one, cut and scaled, in RGB.
 
     A filter graph, not `VideoReformatter`: it alone tells swscale where between the pixels the colours were
     measured. And it calls an interlaced frame progressive: swscale would scale its two fields apart, and a small
@@ -315,10 +318,14 @@ def _scaler(frame: av.VideoFrame, stream: VideoStream, width: int, height: int) 
         "time_base": str(_time_base(stream)), "colorspace": str(int(frame.colorspace)),
         "range": str(int(frame.color_range)),
     }  # fmt: skip
+    (width, height), (left, top) = placement.scaled, placement.edges
     flags = "area" if width <= frame.width and height <= frame.height else "bicubic"
+    # Only where something is to be cut: the filter does not take every pixel format.
+    cut = [graph.add("crop", f"iw-{2 * left}:ih-{2 * top}:{left}:{top}:exact=1")] if left or top else []
     graph.link_nodes(
         graph.add("buffer", **about),
         graph.add("setfield", "prog"),
+        *cut,
         graph.add("scale", f"{width}:{height}:flags={flags}"),
         graph.add("format", "rgb24"),
         graph.add("buffersink"),
@@ -356,7 +363,7 @@ def _converter(stream: VideoStream, recipe: Recipe) -> Callable[[av.VideoFrame, 
         kind = frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, placement
         if kind not in graphs:
             graphs.clear()
-            graphs[kind] = _scaler(frame, stream, *placement.scaled)
+            graphs[kind] = _scaler(frame, stream, placement)
         graphs[kind].vpush(frame)
         return Frame(pts, time_base, finish(graphs[kind].vpull().to_ndarray(), placement))
 
