@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.decode import DecodeError, Frame, get_decoder
 from pipeline.decode.apart import frames_apart
+from pipeline.decode.truncation import truncation
 from pipeline.errors import UserError
 from pipeline.places import local_file
 from pipeline.plan import Item, ShardTask, sample_key
@@ -161,15 +162,16 @@ class _Filling:
         mark, before, count = self.writer.mark(), len(self.samples), 0
         slow = source[1] / SLOWEST_DISK
         self.report(0, slow)
-        reason = ""
+        reason, cut = "", None
 
         def until_it_breaks() -> Iterator[Frame]:
-            nonlocal count, reason
+            nonlocal count, reason, cut
             try:
                 for frame in self._frames(path, slow):
                     count += 1
                     self.report(0)  # still alive
                     yield frame
+                cut = truncation(path, count / float(self.recipe.fps))
             except DecodeError as error:
                 reason = str(error)
             except MemoryError:
@@ -188,6 +190,9 @@ class _Filling:
         if part.pts:
             self._finish(video, source, part, is_only=part.index == 0)
         if not reason:
+            # A header may be wrong, and the frames are sound: they are kept whatever --on-corrupt says.
+            if cut:
+                self.damaged.append(_broken(video, source[0], f"{cut}; {count} frames came out", count))
             return
         broken = _broken(video, source[0], reason, count)
         if self.recipe.on_corrupt == "keep" and count:

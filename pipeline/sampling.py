@@ -104,6 +104,35 @@ def needed_packets(pts: Sequence[int], keyframe: Sequence[int], wanted: Set[int]
     return needed
 
 
+class ContinuedClock:
+    """One clock for a stream that sets its own anew, as where recordings were joined end to end.
+
+    The rule of the ffmpeg command (`ts_discontinuity_detect` in fftools/ffmpeg_demux.c): where the dts goes back
+    by more than a tenth of a second, or is more than ten seconds away from where it was to be, the stream goes
+    on without a gap. A counter that overflows is a jump like any other.
+    """
+
+    def __init__(self, time_base: Fraction, period: int) -> None:
+        """`period`: the ticks of a packet that does not say how long it lasts."""
+        self._longest, self._back, self._period = 10 / time_base, Fraction(1, 10) / time_base, period
+        self._offset = 0
+        self._last: int | None = None
+        self._next = 0
+
+    def offset(self, dts: int | None, duration: int | None) -> int:
+        """The ticks to be added to pts and dts of the next packet, in order of decoding."""
+        if dts is None:
+            return self._offset
+        dts += self._offset
+        if self._last is not None:
+            jump = dts - self._next
+            if abs(jump) > self._longest or dts + self._back < self._last:
+                self._offset -= jump
+                dts = self._next
+        self._last, self._next = dts, dts + (duration or self._period)
+        return self._offset
+
+
 class BestGuess:
     """The time of a decoded frame, from its packet's pts and dts: the rule of FFmpeg's own players.
 

@@ -100,6 +100,34 @@ def test_a_clock_that_jumps_by_a_month_fills_no_disk(tmp_path: Path) -> None:
         list(get_decoder("pyav").frames(str(path), SMALL))
 
 
+@pytest.mark.parametrize("suffix", ["ts", "mpg"])
+def test_recordings_joined_end_to_end_give_the_frames_of_all(tmp_path: Path, suffix: str) -> None:
+    codec = "libx264" if suffix == "ts" else "mpeg2video"
+    parts = [write_video(tmp_path / f"{n}.{suffix}", frames=30 * n, codec=codec, salt=n) for n in (2, 1, 3)]
+    joined = tmp_path / f"joined.{suffix}"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    decoder = get_decoder("pyav")
+    got = list(decoder.frames(str(joined), SMALL))
+    separate = [frame for part in parts for frame in decoder.frames(str(part), SMALL)]
+    assert len(got) == decoder.count(str(joined), SMALL) == 30
+    assert times(got) == sorted(set(times(got)))
+    assert same(_decode_chosen(str(joined), SMALL), _decode_all(str(joined), SMALL))
+    assert sum(np.array_equal(a.pixels, b.pixels) for a, b in zip(got, separate, strict=True)) >= 28
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_frames_of_an_avi_with_b_frames_come_at_a_steady_rate(tmp_path: Path, codec: str) -> None:
+    path = write_video(tmp_path / "a.avi", frames=60, codec=codec, options={"bf": "2"})
+    every = list(get_decoder("pyav").frames(str(path), Recipe(fps=Fraction(30), width=32, height=32)))
+    kept = list(get_decoder("pyav").frames(str(path), SMALL))
+    assert len(every) == 60 and len(kept) == 10
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(kept, every[::6], strict=True))
+    with av.open(str(path)) as container:
+        decoded = [frame.to_ndarray(format="gray").mean() for frame in container.decode(video=0)]
+    shown = [frame.pixels.mean() for frame in every]
+    assert np.corrcoef(decoded, shown)[0, 1] > 0.999
+
+
 def test_files_too_large_to_hold_are_read_twice_with_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,25 @@ def test_placement_keeps_the_shape_that_fit_promises(
     assert finish(np.ones((scaled[1], scaled[0], 3), np.uint8), placement).shape == (112, 112, 3)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_only_the_visible_part_of_a_strip_is_scaled(transposed: bool) -> None:
+    placement = place(16, 4000, Fraction(1), Orientation(transposed), Recipe(fit="crop"))
+    left, top = placement.edges
+    assert left == 0 and top % 4 == 0
+    assert 16 <= 4000 - 2 * top <= 32
+    assert placement.scaled == (112, (4000 - 2 * top) * 7)
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "opencv"])
+def test_a_strip_shows_its_middle(tmp_path: Path, decoder: str) -> None:
+    picture: NDArray[np.uint8] = np.full((800, 16, 3), 40, np.uint8)
+    picture[392:400], picture[400:408] = 120, 220
+    path = write_video(tmp_path / "a.mp4", frames=2, size=(16, 800), picture=picture, options={"crf": "1"})
+    pixels = next(get_decoder(decoder).frames(str(path), Recipe(width=32, height=32, fit="crop"))).pixels
+    upper, lower = pixels[2:14].astype(int), pixels[18:30].astype(int)  # away from the edges
+    assert np.abs(upper - 120).max() < 16 and np.abs(lower - 220).max() < 16
+
+
 def test_padding_is_black_and_centred() -> None:
     placement = place(320, 160, Fraction(1), Orientation(), Recipe(fit="pad"))
     frame = finish(np.full((56, 112, 3), 9, np.uint8), placement)

@@ -8,7 +8,8 @@ import pytest
 from conftest import SMALL, build, frames_by_video, replace_packet, write_video
 
 from pipeline.decode import get_decoder
-from pipeline.errors import WorkFailed
+from pipeline.decode.truncation import promised_bytes
+from pipeline.errors import DecodeError, WorkFailed
 from pipeline.shards.index import read_set
 from pipeline.summary import summarize
 
@@ -44,6 +45,28 @@ def test_a_decoder_that_fails_halfway_leaves_no_trace_of_its_video(
     assert "ZeroDivisionError: a bug in a decoder" in rejected["reason"]
     assert rejected["frames"] == 3
     assert "dogs/3.mp4" not in frames_by_video(tmp_path / "set")
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "opencv"])
+def test_absurd_picture_sizes_are_rejected_before_anything_is_decoded(
+    tmp_path: Path, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    monkeypatch.setattr("pipeline.decode.geometry.MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(DecodeError, match="pictures of 64×48 pixels; more than 3,071"):
+        list(get_decoder(decoder).frames(str(path), SMALL))
+
+
+def test_pictures_that_become_absurd_on_the_way_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [write_video(tmp_path / f"{side}.h264", size=(side, side)) for side in (64, 256)]
+    joined = tmp_path / "joined.h264"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert len(list(get_decoder("pyav").frames(str(joined), SMALL))) > 5
+    monkeypatch.setattr("pipeline.decode.pyav.MAX_PIXELS", 200 * 200)
+    with pytest.raises(DecodeError, match="breaks while decoding"):
+        list(get_decoder("pyav").frames(str(joined), SMALL))
 
 
 def test_a_full_disk_fails_the_shard_and_blames_no_video(
@@ -87,6 +110,32 @@ def test_what_is_known_of_a_damaged_video_goes_with_its_frames(labelled_videos: 
     assert build(labelled_videos, tmp_path / "set", recipe=keep).decoded == 0
     (entry,) = summarize(read_set(tmp_path / "set"))["damaged"]
     assert entry["video"] == "lions/broken.mkv"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [("mkv", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mpeg4"), ("flv", "flv1"), ("wmv", "wmv2")],
+)
+def test_a_file_cut_short_is_kept_and_said_to_be_damaged(tmp_path: Path, suffix: str, codec: str) -> None:
+    whole = write_video(tmp_path / "in" / "cats" / f"whole.{suffix}", frames=240, codec=codec, options={"g": "12"})
+    data = whole.read_bytes()
+    assert promised_bytes(data) == len(data)
+    whole.with_name(f"cut.{suffix}").write_bytes(data[: len(data) // 2])
+    build(tmp_path / "in", tmp_path / "set")
+    whole.parent.rename(tmp_path / "in" / "lions")
+    assert build(tmp_path / "in", tmp_path / "set").decoded == 0  # what is known goes with the frames
+    summary = summarize(read_set(tmp_path / "set"))
+    (entry,) = summary["damaged"]
+    assert (summary["videos"], summary["rejected"], entry["video"]) == (2, 0, f"lions/cut.{suffix}")
+    assert f"is cut short: {len(data) // 2:,} bytes of {len(data):,} that its header promises; " in entry["reason"]
+    assert 5 < entry["frames"] < 35
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"RIFF", b"\x1a\x45\xdf\xa3", b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x01" + b"\xff" * 7]
+)
+def test_a_header_that_tells_no_length_promises_nothing(head: bytes) -> None:
+    assert promised_bytes(head) is None
 
 
 def test_too_many_rejects_stop_the_build_and_keep_what_was_done(labelled_videos: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sampling import BestGuess, displays, keep_displayed, needed_packets
+from pipeline.sampling import BestGuess, ContinuedClock, displays, keep_displayed, needed_packets
 
 TICK = Fraction(1, 1000)
 times = st.lists(st.integers(-5_000, 20_000), min_size=1, max_size=60, unique=True).map(sorted)
@@ -82,3 +82,10 @@ def test_times_that_go_back_give_way_to_those_of_decoding() -> None:
 def test_good_times_are_believed_and_missing_ones_replaced() -> None:
     guess = BestGuess()
     assert [guess.time(pts, dts) for pts, dts in [(0, None), (2, 1), (None, 3), (6, 2)]] == [0, 2, 3, 6]
+
+
+def test_a_clock_that_is_set_anew_goes_on_without_a_gap() -> None:
+    clock = ContinuedClock(TICK, 40)
+    read = [0, 40, 9_000, None, 8_950, 8_800, 8_840, 2_000_000, 2_000_040, 0]
+    got = [None if dts is None else dts + clock.offset(dts, None) for dts in read]
+    assert got == [0, 40, 9_000, None, 8_950, 8_990, 9_030, 9_070, 9_110, 9_150]

@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import DecodeError
 from pipeline.recipe import Recipe
+
+MAX_PIXELS = 1 << 27  # of one picture, 134 million: 16384 × 8192
+MOST_SCALED = 4  # times the wanted length, along one axis
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,13 @@ def orientation(matrix: Sequence[int]) -> Orientation:
 
 @dataclass(frozen=True)
 class Placement:
-    """Scale the picture to `scaled` (width, height), turn it, then cut out or pad to `size` (width, height)
-    around the centre."""
+    """Cut `edges` (columns at left and right each, rows at top and bottom each) off the picture, scale it to
+    `scaled` (width, height), turn it, then cut out or pad to `size` (width, height) around the centre."""
 
     scaled: tuple[int, int]
     turn: Orientation
     size: tuple[int, int]
+    edges: tuple[int, int] = (0, 0)
 
 
 def place(width: int, height: int, pixel_aspect: Fraction, turn: Orientation, recipe: Recipe) -> Placement:
@@ -57,8 +62,32 @@ def place(width: int, height: int, pixel_aspect: Fraction, turn: Orientation, re
         ratios = size[0] / shown[0], size[1] / shown[1]
         ratio = max(ratios) if recipe.fit == "crop" else min(ratios)
         upright = max(1, round(shown[0] * ratio)), max(1, round(shown[1] * ratio))
-    scaled = (upright[1], upright[0]) if turn.transposed else upright
-    return Placement(scaled, turn, size)
+    (scaled_width, wanted_width), (scaled_height, wanted_height) = zip(upright, size, strict=True)
+    if turn.transposed:
+        scaled_width, scaled_height = scaled_height, scaled_width
+        wanted_width, wanted_height = wanted_height, wanted_width
+    left, across = _visible(width, scaled_width, wanted_width)
+    top, down = _visible(height, scaled_height, wanted_height)
+    return Placement((across, down), turn, size, (left, top))
+
+
+def _visible(length: int, scaled: int, wanted: int) -> tuple[int, int]:
+    """Along one axis: how much to cut off at both ends before scaling, and what the rest is scaled to.
+
+    Nothing is cut off pictures of usual shapes: the scaler sees some pixels around the window, too. Where most
+    of a strip would be scaled up for nothing, it is cut, at a multiple of 4 (chroma planes are coarser).
+    """
+    if scaled <= MOST_SCALED * wanted:
+        return 0, scaled
+    visible = -(-length * wanted // scaled)
+    edge = max(0, (length - visible) // 2 - 2) // 4 * 4
+    return edge, max(wanted, round(Fraction(scaled * (length - 2 * edge), length)))
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises `DecodeError` for pictures that no camera takes: decoding one would fill the memory."""
+    if width * height > MAX_PIXELS:
+        raise DecodeError(f"pictures of {width}×{height} pixels; more than {MAX_PIXELS:,} are not decoded")
 
 
 def finish(pixels: NDArray[Any], placement: Placement) -> NDArray[np.uint8]:

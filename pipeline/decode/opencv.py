@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decode import DecodeError, Frame
-from pipeline.decode.geometry import Orientation, finish, place
+from pipeline.decode.geometry import Orientation, check_size, finish, place
 from pipeline.recipe import Recipe
 from pipeline.sampling import keep_displayed
 
@@ -36,6 +36,8 @@ class OpenCV:
         if not capture.isOpened():
             raise DecodeError("cannot be opened as a video by OpenCV")
         try:
+            width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
+            check_size(int(width), int(height))
             count = 0
             rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
             # A millisecond short: containers round times to it, and rounding must not move the end of a video
@@ -75,5 +77,7 @@ def _convert(image: NDArray[np.uint8], aspect: Fraction, recipe: Recipe) -> NDAr
     height, width = image.shape[:2]
     placement = place(width, height, aspect, Orientation(), recipe)  # OpenCV has turned it already
     shrinks = placement.scaled[0] <= width and placement.scaled[1] <= height
+    left, top = placement.edges
+    image = image[top : height - top, left : width - left]
     small = cv2.resize(image, placement.scaled, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     return finish(cv2.cvtColor(small, cv2.COLOR_BGR2RGB), placement)

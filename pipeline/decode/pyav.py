@@ -22,9 +22,9 @@ from av.filter import Graph
 from av.video.stream import VideoStream
 
 from pipeline.decode import DecodeError, Frame
-from pipeline.decode.geometry import Orientation, Placement, finish, orientation, place
+from pipeline.decode.geometry import MAX_PIXELS, Orientation, Placement, check_size, finish, orientation, place
 from pipeline.recipe import Recipe
-from pipeline.sampling import BestGuess, displays, end_of, keep_displayed, needed_packets
+from pipeline.sampling import BestGuess, ContinuedClock, displays, end_of, keep_displayed, needed_packets
 
 # Files up to this size are kept, as packets, between choosing and decoding; larger ones are read twice.
 HELD_BYTES = 4 << 20
@@ -34,11 +34,14 @@ PACKET_BYTES = 512  # that a packet takes beside its content
 SEEKABLE_CODECS = {"h264", "hevc", "vp8", "vp9", "av1"}
 # These hold times of decoding; where frames are displayed in another order, FFmpeg's demuxer makes their pts up.
 DECODING_TIMES_ONLY = {"avi", "ogg"}
+# In AVI they look sound until they go back, so they are never believed. For Ogg we do as FFmpeg's players do.
+PTS_NEVER_BELIEVED = {"avi"}
 # FFmpeg decodes a picture or more when it opens a file, to learn what the decoder will find out again: a tenth
 # of the work on a short clip. Not needed where the container itself tells rate, delay and times of the frames.
 QUICK_OPENING = {"skip_frame": "all", "probesize": "32"}
 QUICK_CONTAINER = "mov,mp4,m4a,3gp,3g2,mj2"
 QUICK_CODECS = {"h264", "hevc"}
+CLOCK_MAY_BE_SET_ANEW = 0x200  # AVFMT_TS_DISCONT in libavformat/avformat.h: MPEG-TS and -PS, Ogg
 
 av.logging.set_level(None)  # reasons come as exceptions; FFmpeg's own chatter belongs to nobody
 
@@ -94,7 +97,10 @@ def _open(path: str, quick: bool = True) -> Iterator[tuple[InputContainer, Video
             stream = container.streams.best("video")
             if not isinstance(stream, VideoStream):
                 raise DecodeError("holds no video stream")
-            stream.codec_context.thread_count = 1  # parallel over videos; and skipping must be exact
+            codec = stream.codec_context
+            check_size(codec.width, codec.height)
+            codec.options = {**codec.options, "max_pixels": str(MAX_PIXELS)}  # for a change on the way
+            codec.thread_count = 1  # parallel over videos; and skipping must be exact
             yield container, stream
             return
     with _open(path, quick=False) as opened:
@@ -117,7 +123,17 @@ def _reason(error: Exception) -> str:
 
 
 def _demux(container: InputContainer, stream: VideoStream) -> Iterator[Any]:
-    return (packet for packet in container.demux(stream) if packet.size)
+    """The stream's packets, on one clock from the first to the last: everything below sees only those times."""
+    packets = (packet for packet in container.demux(stream) if packet.size)
+    if not container.format.flags & CLOCK_MAY_BE_SET_ANEW:
+        yield from packets
+        return
+    clock = ContinuedClock(_time_base(stream), _period(stream))
+    for packet in packets:
+        if offset := clock.offset(packet.dts, packet.duration):
+            packet.pts = None if packet.pts is None else packet.pts + offset
+            packet.dts = None if packet.dts is None else packet.dts + offset
+        yield packet
 
 
 class _Times:
@@ -173,11 +189,15 @@ def _choose(times: _Times, stream: VideoStream, recipe: Recipe) -> dict[int, int
     pts = times.displayed()
     if not pts or any(before == after for before, after in pairwise(pts)):
         raise _CannotChoose
-    if stream.codec_context.has_b_frames and stream.container.format.name in DECODING_TIMES_ONLY:
+    if _has_invented_pts(stream, DECODING_TIMES_ONLY):
         raise _CannotChoose
     end = end_of(*times.last, pts[-2] if len(pts) > 1 else None, _period(stream))
     counts = displays(pts, end, _time_base(stream), recipe.fps)
     return {p: count for p, count in zip(pts, counts, strict=True) if count}
+
+
+def _has_invented_pts(stream: VideoStream, containers: set[str]) -> bool:
+    return stream.codec_context.has_b_frames and stream.container.format.name in containers
 
 
 def _decode_needed(
@@ -243,7 +263,8 @@ def _decode_all(path: str, recipe: Recipe) -> Iterator[Frame]:
     count = 0
     with _open(path, quick=False) as (container, stream):
         convert = _converter(stream, recipe)
-        timed = _timed(_decode_past_errors(container, stream, errors), _period(stream))
+        frames = _decode_past_errors(container, stream, errors)
+        timed = _timed(frames, _period(stream), not _has_invented_pts(stream, PTS_NEVER_BELIEVED))
         for pts, frame, slots in keep_displayed(timed, _time_base(stream), recipe.fps, _period(stream)):
             kept = convert(frame, pts)
             for _ in range(slots):
@@ -259,31 +280,32 @@ def _decode_past_errors(
     container: InputContainer, stream: VideoStream, errors: list[str]
 ) -> Iterator[av.VideoFrame]:
     try:
-        for packet in container.demux(stream):
+        for packet in _demux(container, stream):
             try:
-                yield from stream.codec_context.decode(packet if packet.size else None)
-            except av.EOFError:
-                return
+                yield from stream.codec_context.decode(packet)
             except av.FFmpegError as error:
                 errors.append(_reason(error))
+        yield from stream.codec_context.decode(None)
     except av.FFmpegError as error:
         errors.append(_reason(error))
 
 
-def _timed(frames: Iterable[av.VideoFrame], period: int) -> Iterator[tuple[int, int | None, av.VideoFrame]]:
-    """Each frame with its pts; a frame without one comes a period after the one before it."""
+def _timed(
+    frames: Iterable[av.VideoFrame], period: int, believe_pts: bool
+) -> Iterator[tuple[int, int | None, av.VideoFrame]]:
+    """Each frame with its pts, else its dts; a frame without both comes a period after the one before it."""
     latest: int | None = None
     guess = BestGuess()
     for frame in frames:
-        pts = guess.time(frame.pts, frame.dts)
+        pts = guess.time(frame.pts if believe_pts else None, frame.dts)
         if pts is None:
             pts = 0 if latest is None else latest + period
         latest = pts
         yield pts, frame.duration or None, frame
 
 
-def _scaler(frame: av.VideoFrame, stream: VideoStream, width: int, height: int) -> Graph:
-    """Pictures like this one to RGB of `width` × `height`.
+def _scaler(frame: av.VideoFrame, stream: VideoStream, placement: Placement) -> Graph:
+    """Pictures like this one, cut and scaled, in RGB.
 
     A filter graph, not `VideoReformatter`: it alone tells swscale where between the pixels the colours were
     measured. And it calls an interlaced frame progressive: swscale would scale its two fields apart, and a small
@@ -296,10 +318,14 @@ def _scaler(frame: av.VideoFrame, stream: VideoStream, width: int, height: int) 
         "time_base": str(_time_base(stream)), "colorspace": str(int(frame.colorspace)),
         "range": str(int(frame.color_range)),
     }  # fmt: skip
+    (width, height), (left, top) = placement.scaled, placement.edges
     flags = "area" if width <= frame.width and height <= frame.height else "bicubic"
+    # Only where something is to be cut: the filter does not take every pixel format.
+    cut = [graph.add("crop", f"iw-{2 * left}:ih-{2 * top}:{left}:{top}:exact=1")] if left or top else []
     graph.link_nodes(
         graph.add("buffer", **about),
         graph.add("setfield", "prog"),
+        *cut,
         graph.add("scale", f"{width}:{height}:flags={flags}"),
         graph.add("format", "rgb24"),
         graph.add("buffersink"),
@@ -337,7 +363,7 @@ def _converter(stream: VideoStream, recipe: Recipe) -> Callable[[av.VideoFrame, 
         kind = frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, placement
         if kind not in graphs:
             graphs.clear()
-            graphs[kind] = _scaler(frame, stream, *placement.scaled)
+            graphs[kind] = _scaler(frame, stream, placement)
         graphs[kind].vpush(frame)
         return Frame(pts, time_base, finish(graphs[kind].vpull().to_ndarray(), placement))
 

@@ -47,7 +47,8 @@ class Place(NamedTuple):
 class Broken:
     """A video that could not be decoded to its end: the reason, and how many frames came out.
 
-    In `Sidecar.rejected` it gave no sample; in `Sidecar.damaged` its frames were kept (`--on-corrupt keep`).
+    In `Sidecar.rejected` it gave no sample; in `Sidecar.damaged` its frames were kept (`--on-corrupt keep`, or
+    a file cut short, all of which could be decoded).
     """
 
     video: str
