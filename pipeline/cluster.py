@@ -95,18 +95,18 @@ def _work_there(work: Work[TaskT, ResultT], time_limit: float, task: TaskT) -> R
 
     worker = get_worker()
     with open(os.devnull, "w") as nowhere:
-        armed = told = 0.0
+        armed = told = given = 0.0
         untold = 0
 
         def report(done: int, silence: float = 0.0) -> None:
-            nonlocal armed, told, untold
+            nonlocal armed, told, given, untold
             untold += done
             now = time.monotonic()
             if untold and now - told > REPORT_SECONDS:
                 worker.log_event(PROGRESS, untold)
                 told, untold = now, 0
-            if silence or now - armed > min(1.0, time_limit / 4):
-                armed = now
+            if silence != given or now - armed > min(1.0, time_limit / 4):
+                armed, given = now, silence
                 # Not a Python thread: it also ends a process whose decoder never gives the GIL back.
                 faulthandler.dump_traceback_later(time_limit + silence, exit=True, file=nowhere)
 
