@@ -25,10 +25,10 @@ from typing import Any
 import click
 
 from pipeline import cluster
-from pipeline.estimate import MEMBER_BYTES
 from pipeline.plan import ShardTask, assign_splits, plan, sample_key
 from pipeline.recipe import RECIPE_FILE, Recipe, recipe_text
 from pipeline.report import Report
+from pipeline.shards import get_format
 from pipeline.shards.directory import Standing, sidecar_name
 from pipeline.shards.index import read_set
 from pipeline.shards.sidecar import Sample, Sidecar, parse_sidecar
@@ -169,8 +169,9 @@ PARTS: dict[str, Callable[[int], Figures]] = {
 def archive_rows(count: int, seconds: float) -> Iterable[tuple[str, str]]:
     """Bytes of the finished set, by codec: frames, and what a sample needs beside them."""
     pixels = seconds * float(RECIPE.fps) * RECIPE.height * RECIPE.width * 3
+    beside, _ = get_format(RECIPE.format).overhead(RECIPE)
     for codec, ratio in CODECS.items():
-        yield f"archive, {codec}", f"{count * (pixels / ratio + MEMBER_BYTES) / 1e12:.2f} TB"
+        yield f"archive, {codec}", f"{count * (pixels / ratio + beside) / 1e12:.2f} TB"
 
 
 def rows(count: int, sample: int, seconds: float, found: dict[str, Figures]) -> Iterable[tuple[str, str]]:

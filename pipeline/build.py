@@ -55,15 +55,16 @@ def build_shard(
 
     With a `time_limit` each video is decoded in a process of its own, and may give no frame for so many seconds.
     """
-    shard_format, folder = get_format(recipe.format), get_folder(root)
+    shard_format, folder = get_format(recipe.format), get_folder(root, probe=False)  # the driver has
     name = shard_format.name(task.name)
-    with folder.making(name) as made:
-        filling = _Filling(task, folder, recipe, shard_format.create(made, recipe), report, time_limit)
+    with folder.making(name) as made, ExitStack() as copies:
+        writer = shard_format.create(made, recipe)
+        filling = _Filling(task, _Standing(folder, copies, report), recipe, writer, report, time_limit)
         for item in task.items:
             filling.add(item)
             report(1)
         filling.writer.close()
-        size, sha256 = measure(made)
+        size, sha256 = measure(made, report)
         sidecar = Sidecar(
             shard=name,
             fingerprint=recipe.fingerprint,
@@ -76,9 +77,29 @@ def build_shard(
             rejected=tuple(filling.rejected),
             damaged=tuple(filling.damaged),
         )
-        commit(folder, made, sidecar)
+        commit(folder, made, sidecar, report)
     decoded = len(task.items) - filling.copied - len(filling.rejected)
     return Built(task.name, decoded, filling.copied, len(filling.rejected))
+
+
+class _Standing:
+    """Shards that frames are copied from: each fetched and checked once, and kept here as long as `copies` is."""
+
+    def __init__(self, folder: Folder, copies: ExitStack, report: Report) -> None:
+        self._folder, self._copies, self._report = folder, copies, report
+        self._paths: dict[str, Path | None] = {}
+
+    def path(self, reuse: Reuse) -> Path | None:
+        """The shard on this machine. None where it is gone or has not the bytes that its sidecar promised: damage
+        ends here."""
+        if reuse.file not in self._paths:
+            try:
+                path = self._copies.enter_context(self._folder.local(reuse.file, self._report))
+                sound = measure(path, self._report)[1] == reuse.sha256
+            except OSError:
+                sound = False
+            self._paths[reuse.file] = path if sound else None
+        return self._paths[reuse.file]
 
 
 class _Filling:
@@ -87,20 +108,19 @@ class _Filling:
     def __init__(
         self,
         task: ShardTask,
-        folder: Folder,
+        standing: _Standing,
         recipe: Recipe,
         writer: ShardWriter,
         report: Report,
         time_limit: float | None,
     ) -> None:
-        self.split, self.folder, self.recipe, self.writer = task.split, folder, recipe, writer
+        self.split, self.standing, self.recipe, self.writer = task.split, standing, recipe, writer
         self.report, self.time_limit = report, time_limit
         self.decoder = get_decoder(recipe.decoder)
         self.samples: list[Sample] = []
         self.rejected: list[Broken] = []
         self.damaged: list[Broken] = []
         self.copied = 0
-        self._trusted: dict[str, bool] = {}
 
     def add(self, item: Item) -> None:
         """One video: copied where its frames stand and are sound, else decoded, else rejected."""
@@ -111,23 +131,15 @@ class _Filling:
         else:
             self._decode(item.video)
 
-    def _is_sound(self, reuse: Reuse) -> bool:
-        """Frames are copied only from a file with the bytes that its sidecar promised; damage ends here."""
-        if reuse.file not in self._trusted:
-            try:
-                self._trusted[reuse.file] = self.folder.sha256(reuse.file) == reuse.sha256
-            except OSError:
-                self._trusted[reuse.file] = False
-        return self._trusted[reuse.file]
-
     def _copy(self, item: Item, reuse: Reuse) -> bool:
         """Frames that stand already, under the video's present name, label and split; False if they are gone."""
-        if not self._is_sound(reuse):
+        path = self.standing.path(reuse)
+        if path is None:
             return False
         video, mark, before = item.video, self.writer.mark(), len(self.samples)
         try:
             shard_format = get_format(self.recipe.format)
-            with self.folder.local(reuse.file) as path, shard_format.open(path, self.recipe) as reader:
+            with shard_format.open(path, self.recipe) as reader:
                 for index, old in enumerate(reuse.samples):
                     key = _part_key(video.id, index, len(reuse.samples))
                     names: dict[str, Any] = {
@@ -136,6 +148,7 @@ class _Filling:
                     meta = {**reader.meta(old), **names, "split": self.split}
                     place = self.writer.copy(key, reader, old, meta)
                     self.samples.append(old._replace(**names, **place._asdict()))
+                    self.report(0)
         except (UserError, OSError):  # another builder has replaced the shard: the source still has the frames
             self.writer.rewind(mark)
             del self.samples[before:]
@@ -147,7 +160,7 @@ class _Filling:
     def _decode(self, video: Video) -> None:
         with ExitStack() as stack:
             try:
-                path = stack.enter_context(local_file(video.path))
+                path = stack.enter_context(local_file(video.path, self.report))
                 size = Path(path).stat().st_size
                 self.report(0, size / SLOWEST_DISK)
                 source = file_sha256(path)

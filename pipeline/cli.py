@@ -88,7 +88,7 @@ def sample_videos(folder: Path, videos: int, splits: str, seed: int, overwrite: 
     help="A video that breaks on the way: none of it, or the frames that came out.",
 )  # fmt: skip
 @click.option(
-    "--time-limit", type=click.FloatRange(0.1), default=120.0, show_default=True, metavar="SECONDS",
+    "--time-limit", type=click.FloatRange(0.1, 86_400), default=120.0, show_default=True, metavar="SECONDS",
     help="A video that gives no frame for so long is rejected.",
 )  # fmt: skip
 @click.option("--retry-rejected", is_flag=True, help="Try videos again that an earlier build rejected.")
@@ -295,6 +295,12 @@ def _wanted(source: Path | str, options: dict[str, Any]) -> "Wanted":
         max_frames=options["max_frames"],
         on_corrupt=options["on_corrupt"],
     )
+    most = get_format(recipe.format).most_frames(recipe)
+    if most is not None and recipe.max_frames > most:
+        raise UserError(
+            f"--max-frames {recipe.max_frames}: of --size {options['size']} at most {most} fit into the "
+            "8 GiB that a sample in a tar may have; give fewer, or --format zarr"
+        )
     names = ("val", "test", "split_seed", "group_by", "prune", "retry_rejected")
     rest = {name: options[name] for name in names}
     return Wanted(source, recipe, per_shard=options["videos_per_shard"], **rest)

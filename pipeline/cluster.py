@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkFailed
 from pipeline.report import Report, Step
 
 TaskT = TypeVar("TaskT")
@@ -31,6 +31,10 @@ class WorkerDied(Exception):
     """A worker process ended in the middle of its task: a decoder crashed, hung, or took all memory."""
 
 
+class _Lost(Exception):
+    """The scheduler went away, and with it everything that was asked of it."""
+
+
 def run(
     work: Work[TaskT, ResultT],
     tasks: Sequence[TaskT],
@@ -45,7 +49,8 @@ def run(
 
     `workers` 0: here, one after the other, where a crash is a crash; else that many processes of this machine.
     `scheduler`: the address of a running one, instead. A worker that reports nothing for `time_limit` seconds ends
-    itself; a task whose worker ended comes back as `WorkerDied`. Raises `UserError` where no scheduler answers.
+    itself; a task whose worker ended comes back as `WorkerDied`. Raises `UserError` where no scheduler
+    answers, `WorkFailed` where it goes away.
     """
     if scheduler is None and workers == 0:
         for task in tasks:
@@ -56,13 +61,20 @@ def run(
             yield task, result
         return
     with _client(min(workers, len(tasks)), scheduler) as client:
-        yield from _run_on(client, partial(_work_there, work, time_limit), tasks, step)
+        try:
+            yield from _run_on(client, partial(_work_there, work, time_limit), tasks, step)
+        except _Lost as error:
+            where = f"--scheduler {scheduler}" if scheduler else "the cluster of this machine"
+            raise WorkFailed(
+                f"{where}: the connection to the scheduler was lost; finished shards are safe, and the "
+                "same command goes on from there"
+            ) from error
 
 
 def _run_on(
     client: Any, work: Callable[[TaskT], ResultT], tasks: Sequence[TaskT], step: Step
 ) -> Iterator[tuple[TaskT, ResultT | Exception]]:
-    from distributed import KilledWorker, as_completed
+    from distributed import CancelledError, KilledWorker, as_completed
 
     client.subscribe_topic(PROGRESS, lambda event: step(event[1]))
     waiting = iter(tasks)
@@ -82,7 +94,9 @@ def _run_on(
             result = future.result()
         except KilledWorker as error:
             result = WorkerDied(str(error))
-        except Exception as error:  # the work's own, or a scheduler that went away
+        except CancelledError as error:  # nobody here cancels anything
+            raise _Lost from error
+        except Exception as error:  # the work's own
             result = error
         yield futures.pop(future), result
         future.release()
@@ -95,18 +109,18 @@ def _work_there(work: Work[TaskT, ResultT], time_limit: float, task: TaskT) -> R
 
     worker = get_worker()
     with open(os.devnull, "w") as nowhere:
-        armed = told = 0.0
+        armed = told = given = 0.0
         untold = 0
 
         def report(done: int, silence: float = 0.0) -> None:
-            nonlocal armed, told, untold
+            nonlocal armed, told, given, untold
             untold += done
             now = time.monotonic()
             if untold and now - told > REPORT_SECONDS:
                 worker.log_event(PROGRESS, untold)
                 told, untold = now, 0
-            if silence or now - armed > min(1.0, time_limit / 4):
-                armed = now
+            if silence != given or now - armed > min(1.0, time_limit / 4):
+                armed, given = now, silence
                 # Not a Python thread: it also ends a process whose decoder never gives the GIL back.
                 faulthandler.dump_traceback_later(time_limit + silence, exit=True, file=nowhere)
 
@@ -132,6 +146,8 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
                 f"--scheduler {scheduler}: no Dask scheduler answers there ({error}); "
                 "start one with `dask scheduler`, or leave the option out"
             ) from error
+        # What it logs of a lost connection is pages; the one line is `WorkFailed`.
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         with client:
             yield client
         return
@@ -148,7 +164,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address=":0",  # any free port: another build may run here
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,

@@ -192,7 +192,7 @@ def _carry_out(
         step = stage("building apart", sum(len(task.videos) for task in died))
         apart = partial(work, time_limit=time_limit)
         for task, result in cluster.run(apart, died, step, **where, time_limit=2 * time_limit):
-            collect(task, result)
+            collect(task, _died_again(task) if isinstance(result, cluster.WorkerDied) else result)
     if failed:
         reasons = [f"{name}: {type(error).__name__}: {error}" for name, error in failed.items()]
         raise WorkFailed(
@@ -200,3 +200,12 @@ def _carry_out(
             "command goes on from there\n  " + "\n  ".join(reasons[:10])
         )
     return built
+
+
+def _died_again(task: ShardTask) -> WorkFailed:
+    names = ", ".join(video.id for video in task.videos)
+    return WorkFailed(
+        "its worker ended twice, the second time with each video decoded in a process of its own: it was out of "
+        "memory, or heard nothing from a disk or server for longer than --time-limit; try fewer --workers or a "
+        f"longer --time-limit, or take the video that does it out of the source. It holds {names}"
+    )

@@ -16,12 +16,12 @@ from pipeline.errors import DecodeError
 from pipeline.places import local_file
 from pipeline.plan import Plan, identity
 from pipeline.recipe import Recipe
+from pipeline.shards import get_format
 from pipeline.shards.codec import get_codec
 from pipeline.sources import Video
 
 COUNTED = 300  # videos whose packets are read
 DECODE_SECONDS = 6.0  # spent on finding out how fast this machine decodes them
-MEMBER_BYTES = 2560  # of tar headers, `.npy` header, description and padding, beside a sample's pixels
 START_SECONDS = 2.0  # until a cluster of this machine is there
 
 
@@ -55,13 +55,15 @@ def estimate(videos: Sequence[Video], todo: Plan, recipe: Recipe, workers: int) 
     parts = sum(-(-count // recipe.max_frames) for count in counts) * share
     to_decode = sum(1 for task in todo.tasks for item in task.items if not (item.reuse or item.rejected))
     each, ratio = _trial(sample, recipe) if to_decode or recipe.codec != "raw" else (0.0, 1.0)
+    per_sample, per_shard = get_format(recipe.format).overhead(recipe)
+    pixels = frames * recipe.height * recipe.width * 3
     return Estimate(
         videos=len(videos),
         unreadable=round((len(sample) - len(counts)) * share),
         decode=to_decode,
         hours=round(frames / float(recipe.fps) / 3600, 2),
         frames=round(frames),
-        bytes=round(frames * recipe.height * recipe.width * 3 * ratio + parts * MEMBER_BYTES),
+        bytes=round(pixels * ratio + parts * per_sample + len(todo.names) * per_shard),
         shards=len(todo.names),
         seconds=round(to_decode * each / max(1, workers) + (START_SECONDS if workers and to_decode else 0), 1),
     )

@@ -9,7 +9,8 @@ import csv
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,9 +77,17 @@ class Leaks:
     short: tuple[str, ...]
 
 
-def find_leaks(shard_set: ShardSet, threshold: float = THRESHOLD, stage: Stage = no_stage) -> Leaks:
-    """Compare all videos of a set; reads each frame once. Raises `UserError` for damaged shards."""
-    videos = sorted(_look(shard_set, stage), key=lambda video: video.id)
+def find_leaks(
+    shard_set: ShardSet,
+    threshold: float = THRESHOLD,
+    stage: Stage = no_stage,
+    local: Callable[[str], AbstractContextManager[Path]] | None = None,
+) -> Leaks:
+    """Compare all videos of a set; reads each frame once. Raises `UserError` for damaged shards.
+
+    `local` gives a shard's path on this machine by its name; without it the set's folder does.
+    """
+    videos = sorted(_look(shard_set, stage, local or shard_set.folder.local), key=lambda video: video.id)
     length = video_hash.window_frames(shard_set.recipe.fps)
     windows = video_hash.hash_windows([video.looks for video in videos], length)
     moving = {videos[number].id for number in set(windows.video.tolist())}
@@ -97,7 +106,9 @@ def find_leaks(shard_set: ShardSet, threshold: float = THRESHOLD, stage: Stage =
     return Leaks(len(videos), tuple(ordered), tuple(flat), tuple(still), tuple(short))
 
 
-def _look(shard_set: ShardSet, stage: Stage) -> Iterator[Seen]:
+def _look(
+    shard_set: ShardSet, stage: Stage, local: Callable[[str], AbstractContextManager[Path]]
+) -> Iterator[Seen]:
     step = stage("reading", len({sample.video for sidecar in shard_set.sidecars for sample in sidecar.samples}))
     every = video_hash.frame_step(shard_set.recipe.fps)
     shard_format = get_format(shard_set.recipe.format)
@@ -108,7 +119,7 @@ def _look(shard_set: ShardSet, stage: Stage) -> Iterator[Seen]:
         if not samples:
             continue
         with (
-            shard_set.folder.local(sidecar.shard) as path,
+            local(sidecar.shard) as path,
             shard_format.open(path, shard_set.recipe) as reader,
         ):
             for parts in samples.values():

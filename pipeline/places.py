@@ -4,13 +4,16 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from pipeline.errors import UserError
+from pipeline.report import Report, no_report
 
 SILENCE = 30.0  # seconds in which an HTTP server must say something; a stream may take as long as it likes
+SLOWEST_LINE = 100_000  # bytes a second: an upload may take so long without a word
 NAMED = frozenset(["s3", "s3a", "gs", "gcs", "http", "https"])  # where a path alone leads nowhere
 
 
@@ -85,11 +88,40 @@ def reached(url: str) -> Iterator[None]:
         raise UserError(f"{url}: cannot be reached: {type(error).__name__}: {error}") from error
 
 
+def download(system: Any, path: str, copy: str, report: Report = no_report) -> None:
+    """Copy a file of the file system to this machine; `report` hears of every piece. Raises `OSError`."""
+    from fsspec import AbstractFileSystem
+
+    # Of the systems that are not asynchronous some fetch a file in one silent call; the plain way reads pieces.
+    get = system.get_file if system.async_impl else partial(AbstractFileSystem.get_file, system)
+    try:
+        get(path, copy, callback=_telling(report, SILENCE))
+    except OSError:
+        raise
+    except Exception as error:  # a file system's own kind: for a build it is a file that cannot be read
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def upload(system: Any, file: Path, path: str, report: Report = no_report) -> None:
+    """The reverse of `download`. Raises what the file system does."""
+    silence = SILENCE + file.stat().st_size / SLOWEST_LINE  # many send such a file in one silent call
+    system.put_file(str(file), path, callback=_telling(report, silence))
+
+
+def _telling(report: Report, silence: float) -> Any:
+    """What fsspec calls after each piece: it tells `report`, as this does at once."""
+    from fsspec.callbacks import Callback
+
+    report(0, silence)
+    return Callback(hooks={"alive": lambda *_, **__: report(0, silence)})
+
+
 @contextmanager
-def local_file(place: str) -> Iterator[str]:
+def local_file(place: str, report: Report = no_report) -> Iterator[str]:
     """A path to the file on this machine: itself, or a copy that is gone afterwards. Raises `OSError`.
 
-    Copied whole: a decoder seeks, and the digest wants every byte anyway.
+    Copied whole: a decoder seeks, and the digest wants every byte anyway. However long that takes, `report` hears
+    of every piece.
     """
     if not is_url(place):
         yield place
@@ -98,9 +130,7 @@ def local_file(place: str) -> Iterator[str]:
         copy = os.path.join(folder, "video" + os.path.splitext(place)[1])
         try:
             system, path = filesystem(place)
-            system.get_file(path, copy)
-        except OSError:
-            raise
-        except Exception as error:  # a file system's own kind: for a build it is a file that cannot be read
-            raise OSError(f"{type(error).__name__}: {error}") from error
+        except UserError as error:  # for a build it is a file that cannot be read
+            raise OSError(str(error)) from error
+        download(system, path, copy, report)
         yield copy

@@ -16,6 +16,10 @@ class Report(Protocol):
         ...
 
 
+def no_report(done: int, silence: float = 0.0) -> None:
+    """A `Report` for callers whom nobody watches."""
+
+
 def no_stage(what: str, total: int) -> Step:  # noqa: ARG001
     """For callers who watch nothing."""
     return lambda done: None  # noqa: ARG005

@@ -158,7 +158,8 @@ def set_bytes(root: Path) -> dict[str, bytes]:
 
 @contextmanager
 def dask_cluster(folder: Path, workers: int) -> Iterator[tuple[str, list["subprocess.Popen[bytes]"]]]:
-    """A scheduler and workers as processes of their own, in another folder; yields the address and the workers."""
+    """A scheduler and workers as processes of their own, in another folder; yields the address and the processes,
+    the scheduler's first."""
     address_file = folder / "scheduler.json"
     dask = [sys.executable, "-m", "dask"]
     quiet = {"cwd": "/", "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -171,7 +172,7 @@ def dask_cluster(folder: Path, workers: int) -> Iterator[tuple[str, list["subpro
             assert processes[0].poll() is None, "the scheduler did not start"
             time.sleep(0.05)
         processes += [subprocess.Popen([*dask, "worker", *join], **quiet) for _ in range(workers)]  # type: ignore[call-overload]
-        yield json.loads(address_file.read_text())["address"], processes[1:]
+        yield json.loads(address_file.read_text())["address"], processes
     finally:
         for process in reversed(processes):
             process.terminate()

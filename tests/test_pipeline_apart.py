@@ -4,14 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_video
+from conftest import build, write_video
 
+from pipeline import cluster
 from pipeline.decode import DecodeError, get_decoder
 from pipeline.decode.apart import frames_apart
+from pipeline.errors import WorkFailed
+from pipeline.plan import ShardTask
 from pipeline.recipe import Recipe
 
 SMALL = Recipe(width=32, height=32)
@@ -71,3 +75,17 @@ def test_crashing_and_hanging_videos_are_rejected_by_name_all_others_built(
     }
     assert summary["videos"] == 8
     assert "Traceback" not in done.stderr
+
+
+def test_a_shard_whose_worker_ends_twice_is_named_with_its_videos(
+    labelled_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(
+        work: object, tasks: list[ShardTask], *_: object, **__: object
+    ) -> Iterator[tuple[ShardTask, Exception]]:
+        assert work
+        yield from ((task, cluster.WorkerDied("gone")) for task in tasks)
+
+    monkeypatch.setattr(cluster, "run", run)
+    with pytest.raises(WorkFailed, match=r"train-000000: .*ended twice.*--time-limit.*It holds .*cats/0\.mp4"):
+        build(labelled_videos, tmp_path / "set", per_shard=8, val=0.0)

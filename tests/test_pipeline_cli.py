@@ -58,6 +58,8 @@ def test_nothing_but_bad_videos_is_failed_work(tmp_path: Path) -> None:
         ("--fps", "0", "above 0"),
         ("--size", "big", "--size big: not a size"),
         ("--size", "0", "from 1 to 4096"),
+        ("--size", "4096", "at most 170 fit"),
+        ("--time-limit", "inf", "0.1<=x<=86400"),
         ("--val", "1.5", "--val 1.5"),
         ("--max-frames", "0", "--max-frames 0: must be 1 or more"),
         ("--decoder", "magic", "no decoder is called 'magic'; there are pyav, opencv"),
@@ -113,13 +115,19 @@ def test_strict_fails_when_a_video_was_rejected(labelled_videos: Path, tmp_path:
 
 
 # Frames of 32 pixels in one colour become so few bytes that headers and descriptions are most of them.
-@pytest.mark.parametrize(("codec", "near"), [("raw", 0.1), ("jpeg", 0.1), ("zstd", 0.3)])
+@pytest.mark.parametrize(
+    ("shard_format", "codec", "near"),
+    [
+        ("webdataset", "raw", 0.1), ("webdataset", "jpeg", 0.1), ("webdataset", "zstd", 0.3), ("zarr", "raw", 0.2),
+    ],
+)  # fmt: skip
 def test_a_dry_run_counts_what_the_build_then_makes_and_writes_nothing(
-    labelled_videos: Path, tmp_path: Path, codec: str, near: float
+    labelled_videos: Path, tmp_path: Path, shard_format: str, codec: str, near: float
 ) -> None:
     (labelled_videos / "cats" / "text.mp4").write_text("not a video")
     out = tmp_path / "set"
-    build = ["build-shards", labelled_videos, "--out", out, "--codec", codec, "--workers", 0, "--json"]
+    kind = ["--format", shard_format, "--codec", codec, "--videos-per-shard", 2]
+    build = ["build-shards", labelled_videos, "--out", out, *kind, "--workers", 0, "--json"]
     foreseen = json.loads(prep(*build, "--dry-run").stdout)
     assert not out.exists()
     made = json.loads(prep(*build).stdout)

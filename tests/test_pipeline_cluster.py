@@ -10,12 +10,14 @@ from conftest import dask_cluster, set_bytes, write_video
 
 from pipeline import cluster
 from pipeline.driver import Wanted, build_set
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkFailed
 from pipeline.recipe import Recipe
 from pipeline.report import Report
 from pipeline.shards.index import read_set
 
 SMALL = Recipe(width=32, height=32)
+# Workers stand elsewhere: what is sent to them is source, not this file's name.
+wait_a_little = eval("lambda seconds, report: __import__('time').sleep(seconds) or seconds")
 
 
 def test_a_running_scheduler_serves_though_its_workers_stand_elsewhere(
@@ -43,8 +45,8 @@ def test_a_worker_that_is_killed_costs_time_and_nothing_else(tmp_path: Path) -> 
         worker.wait()
         left.append(read_set(root, whole=False).unfinished)
 
-    with dask_cluster(tmp_path, workers=2) as (address, workers):
-        killer = threading.Thread(target=kill, args=(workers[0],))
+    with dask_cluster(tmp_path, workers=2) as (address, processes):
+        killer = threading.Thread(target=kill, args=(processes[1],))
         killer.start()
         build_set(Wanted(videos, SMALL, per_shard=2), root, scheduler=address)
         killer.join()
@@ -59,6 +61,18 @@ def test_more_tasks_than_the_scheduler_is_given_at_once_are_all_done(
     wanted = Wanted(labelled_videos, SMALL, per_shard=1)
     report = build_set(wanted, tmp_path / "set", workers=1)
     assert report.decoded == 8 and report.shards_written > 4
+
+
+def test_a_scheduler_that_dies_ends_the_work_with_one_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 2)
+    with dask_cluster(tmp_path, workers=1) as (address, processes):
+        found = cluster.run(wait_a_little, [0, 4], lambda _: None, workers=0, scheduler=address, time_limit=90.0)
+        assert next(found) == (0, 0)
+        processes[0].kill()
+        with pytest.raises(WorkFailed, match=rf"--scheduler {address}: the connection .* goes on from there"):
+            next(found)
 
 
 def test_no_scheduler_no_build(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,25 @@
 """Videos and sets behind URLs: a bucket of moto's server on loopback, and fsspec's memory."""
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
-from conftest import SMALL, build, set_bytes
+from conftest import SMALL, build, set_bytes, write_video
+from fsspec.implementations.memory import MemoryFileSystem
 from moto.server import ThreadedMotoServer
 
 from pipeline.driver import estimate_set
 from pipeline.errors import UserError
+from pipeline.places import local_file
 from pipeline.recipe import Recipe
-from pipeline.shards.folder import LocalFolder, get_folder
+from pipeline.shards.folder import LocalFolder, get_folder, measure
 from pipeline.shards.index import read_set
 from pipeline.sources import list_videos
 
@@ -118,9 +125,86 @@ def test_the_two_kinds_of_folder_agree(tmp_path: Path) -> None:
         folder.keep("b", "c")
         assert folder.names() == ["b", "c", "x"] and folder.names("b") == ["1", "2"] and folder.names("no") == []
         assert folder.size("c") == 6 and folder.size("nothing") is None and folder.read("x/text") == "hello"
-        assert folder.sha256("b") == folder.sha256("c")
+        with folder.local("b") as path, folder.local("c") as copy:
+            assert measure(path) == measure(copy)
         with folder.local("c") as path:
             assert (path / "2").read_text() == "two"
         folder.remove("c")
         folder.remove("c")
         assert folder.names() == ["b", "x"]
+
+
+@contextmanager
+def dripping(content: bytes, pieces: int, pause: float) -> Iterator[str]:
+    """The URL of a video that comes piece by piece."""
+
+    class Drip(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            size = -(-len(content) // pieces)
+            for start in range(0, len(content), size):
+                self.wfile.write(content[start : start + size])
+                time.sleep(pause)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Drip) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/a.mp4"
+        server.shutdown()
+
+
+def test_a_download_that_takes_longer_than_the_time_limit_is_built(tmp_path: Path) -> None:
+    content = write_video(tmp_path / "a.mp4", frames=30).read_bytes()
+    with dripping(content, pieces=8, pause=0.3) as url:
+        (tmp_path / "videos.csv").write_text(f"path,label\n{url},cats\n")
+        report = build(tmp_path / "videos.csv", tmp_path / "set", workers=1, time_limit=1.0)
+    assert report.decoded == 1
+
+
+def test_copies_from_and_to_afar_tell_that_they_go_on(tmp_path: Path) -> None:
+    told: list[float] = []
+
+    def report(done: int, silence: float = 0.0) -> None:
+        assert done == 0
+        told.append(silence)
+
+    with dripping(bytes(1000), pieces=5, pause=0.02) as url, local_file(url, report) as path:
+        assert Path(path).read_bytes() == bytes(1000)
+    assert len(told) > 3 and min(told) > 0
+    told.clear()
+    get_folder("memory://told").put(Path(write_video(tmp_path / "a.mp4")), "a.mp4", report)
+    assert told
+    told.clear()
+    with get_folder("memory://told").local("a.mp4", report):
+        assert told
+
+
+def test_listings_and_downloads_do_not_grow_with_shards_or_videos(
+    labelled_videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[str] = []
+    opened: list[str] = []
+    find, open_ = MemoryFileSystem.find, MemoryFileSystem._open
+
+    def counted_find(self: MemoryFileSystem, path: str, **options: Any) -> Any:
+        listed.append(path)
+        return find(self, path, **options)
+
+    def counted_open(self: MemoryFileSystem, path: str, mode: str = "rb", **options: Any) -> Any:
+        opened.extend([path] if mode == "rb" and path.endswith(".tar") else [])
+        return open_(self, path, mode, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "find", counted_find)
+    monkeypatch.setattr(MemoryFileSystem, "_open", counted_open)
+    assert build(labelled_videos, "memory://few", per_shard=8, val=0.0).shards_written == 1
+    assert build(labelled_videos, "memory://lots", per_shard=1, val=0.0).shards_written > 4
+    assert listed.count("/few") == listed.count("/lots") and not opened
+    write_video(labelled_videos / "cats" / "new.mp4", salt=50)
+    assert build(labelled_videos, "memory://few", per_shard=16, val=0.0).copied == 8
+    assert len(opened) == 1

@@ -1,5 +1,6 @@
 """A trained model on a split: several clips a video, probabilities averaged, one verdict a video."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 from pipeline.errors import UserError
 from pipeline.places import as_place
 from pipeline.report import Stage, no_stage
-from pipeline.shards.cache import cache_for
+from pipeline.shards.cache import ShardCache, cache_for
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import summarize
 from train.checkpoint import read_run
@@ -106,7 +107,10 @@ def evaluate_run(
     trained = load_trained(run, weights, compute)
     leaks: dict[str, Any] = {"checked": False, "reason": "not asked for"}
     if check_leaks:
-        leaks = _leaks(run, about, shard_set, index, split, threshold_from, stage, allowed=allow_leaks)
+        with cache_for(shard_set, cache, cache_size) or nullcontext() as elsewhere:
+            leaks = _leaks(
+                run, about, shard_set, index, split, threshold_from, stage, elsewhere, allowed=allow_leaks
+            )
 
     def predict(chosen: SplitIndex) -> Predictions:
         with ClipStream(
@@ -160,6 +164,7 @@ def _leaks(
     split: str,
     threshold_from: str | None,
     stage: Stage,
+    cache: ShardCache | None,
     *,
     allowed: bool,
 ) -> dict[str, Any]:
@@ -173,7 +178,7 @@ def _leaks(
     learnt += [threshold_from] if threshold_from and threshold_from not in learnt else []
     side = {video: "learnt" for name in learnt for video in index_for(shard_set, about, name).videos}
     side |= dict.fromkeys(index.videos, "judged")
-    found = crossing(shard_set, side, copies(shard_set, run, stage))
+    found = crossing(shard_set, side, copies(shard_set, run, stage, cache))
     if not allowed:
         found.refuse(f"{shard_set.folder}: {split} shares with {', '.join(learnt)}")
     return {"checked": True, "allowed": allowed, **found.as_dict()}

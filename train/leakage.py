@@ -3,13 +3,16 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.leaks import THRESHOLD, Pair, find_leaks
 from pipeline.report import Stage, no_stage
+from pipeline.shards.cache import ShardCache
 from pipeline.shards.index import ShardSet
 from pipeline.summary import summarize
 from train.checkpoint import write_json
@@ -57,16 +60,28 @@ def crossing(shard_set: ShardSet, side: Mapping[str, str], pairs: tuple[Pair, ..
     return Crossing(tuple(groups), tuple(both))
 
 
-def copies(shard_set: ShardSet, cache: Path, stage: Stage = no_stage) -> tuple[Pair, ...]:
-    """`pipeline.leaks.find_leaks`, once for a set: kept in the folder `cache` under the set's digest."""
-    file = cache / f"copies-{summarize(shard_set)['digest']}.json"
+def copies(
+    shard_set: ShardSet, kept_in: Path, stage: Stage = no_stage, cache: ShardCache | None = None
+) -> tuple[Pair, ...]:
+    """`pipeline.leaks.find_leaks`, once for a set: kept in the folder `kept_in` under the set's digest.
+
+    `cache`: of all shards of a set that lies elsewhere.
+    """
+    file = kept_in / f"copies-{summarize(shard_set)['digest']}.json"
     if file.exists():
         kept = json.loads(file.read_text())
         if kept["threshold"] == THRESHOLD:
             return tuple(_pair(values) for values in kept["pairs"])
-    pairs = find_leaks(shard_set, THRESHOLD, stage).pairs
+    with cache or nullcontext():
+        pairs = find_leaks(
+            shard_set, THRESHOLD, stage, partial(_fetched, shard_set, cache) if cache else None
+        ).pairs
     write_json(file, {"threshold": THRESHOLD, "pairs": [asdict(pair) for pair in pairs]})
     return pairs
+
+
+def _fetched(shard_set: ShardSet, cache: ShardCache, name: str) -> AbstractContextManager[Path]:
+    return nullcontext(cache.path([sidecar.shard for sidecar in shard_set.sidecars].index(name)))
 
 
 def _pair(values: dict[str, Any]) -> Pair:

@@ -90,6 +90,14 @@ class ShardFormat(Protocol):
         """Other files of a set of this format, with their texts: the same whatever is in it."""
         ...
 
+    def most_frames(self, recipe: Recipe) -> int | None:
+        """How many frames a sample may have; None where there is no limit that can be told beforehand."""
+        ...
+
+    def overhead(self, recipe: Recipe) -> tuple[int, int]:
+        """About how many bytes a sample and a shard have beside the frames."""
+        ...
+
     def create(self, path: Path, recipe: Recipe) -> ShardWriter:
         """A new shard at `path`."""
         ...

@@ -42,8 +42,10 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-def cache_for(index: SplitIndex, root: Path | None = None, limit: int | None = None) -> "ShardCache | None":
-    """A cache for the index's shards in the folder `root`, of at most `limit` bytes.
+def cache_for(
+    index: ShardSet | SplitIndex, root: Path | None = None, limit: int | None = None
+) -> "ShardCache | None":
+    """A cache for the shards of a set or a split in the folder `root`, of at most `limit` bytes.
 
     None where none is needed: the shards lie on this machine, and no `root` is asked for. Raises `UserError`.
     """

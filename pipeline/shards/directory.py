@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.recipe import RECIPE_FILE, Recipe, read_recipe, recipe_text
+from pipeline.report import Report, no_report
 from pipeline.shards import FORMATS, get_format
 from pipeline.shards.folder import TEMPORARY, Folder, ask_each
 from pipeline.shards.sidecar import SHARD, Broken, Sample, Sidecar, parse_sidecar
@@ -163,12 +164,12 @@ def sidecar_name(sidecar: Sidecar) -> str:
     return shard_name(sidecar.split, sidecar.bucket)
 
 
-def commit(folder: Folder, made: Path, sidecar: Sidecar) -> None:
+def commit(folder: Folder, made: Path, sidecar: Sidecar, report: Report = no_report) -> None:
     """Put a finished shard in its place, then its sidecar."""
     name = sidecar_name(sidecar) + SIDECAR
     # An old sidecar never stands beside a new shard, not even for a moment.
     folder.remove(name)
-    folder.put(made, sidecar.shard)
+    folder.put(made, sidecar.shard, report)
     folder.write(name, sidecar.text())
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
 from pipeline.places import is_url
+from pipeline.report import Report, no_report
 
 TEMPORARY = ".tmp-"
 ABANDONED_SECONDS = 86_400.0
@@ -32,10 +33,6 @@ class Folder(Protocol):
         """Bytes of a file, or of all files of a folder; None where it is missing."""
         ...
 
-    def sha256(self, name: str) -> str:
-        """Of a file's bytes, or of all bytes of a folder's files in the order of their names. Raises `OSError`."""
-        ...
-
     def read(self, name: str) -> str:
         """A text file. Raises `OSError`, `UnicodeDecodeError`."""
         ...
@@ -52,8 +49,8 @@ class Folder(Protocol):
         """A path on this machine at which to make the shard `name`; what is left there afterwards is removed."""
         ...
 
-    def put(self, made: Path, name: str) -> None:
-        """Put what was made in its place, instead of what stands there."""
+    def put(self, made: Path, name: str, report: Report = no_report) -> None:
+        """Put what was made in its place, instead of what stands there. `report` hears that it goes on."""
         ...
 
     def keep(self, name: str, other: str) -> None:
@@ -64,8 +61,8 @@ class Folder(Protocol):
         """A file or folder; fine where there is none."""
         ...
 
-    def local(self, name: str) -> AbstractContextManager[Path]:
-        """A path on this machine at which to read it. Raises `OSError`."""
+    def local(self, name: str, report: Report = no_report) -> AbstractContextManager[Path]:
+        """A path on this machine at which to read it. `report` hears that it goes on. Raises `OSError`."""
         ...
 
     def files(self, name: str) -> list[str]:
@@ -81,12 +78,16 @@ class Folder(Protocol):
         ...
 
 
-def get_folder(place: Path | str) -> Folder:
-    """The folder at a path or URL; it need not exist. Raises `UserError`."""
+def get_folder(place: Path | str, *, probe: bool = True) -> Folder:
+    """The folder at a path or URL; it need not exist. Raises `UserError`, where `probe` also for a place that
+    cannot be reached."""
     if is_url(place):
         from pipeline.shards.remote import RemoteFolder
 
-        return RemoteFolder(str(place))
+        folder = RemoteFolder(str(place))
+        if probe:
+            folder.probe()
+        return folder
     return LocalFolder(Path(place))
 
 
@@ -112,13 +113,15 @@ def file_sha256(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def measure(shard: Path) -> tuple[int, str]:
-    """Bytes and SHA-256 of a shard on this machine. Raises `OSError`."""
+def measure(shard: Path, report: Report = no_report) -> tuple[int, str]:
+    """Bytes and SHA-256 of a shard on this machine: of all its files, in the order of their names. Raises
+    `OSError`."""
     digest, files = hashlib.sha256(), shard_files(shard)
     for path in files:
         with path.open("rb") as file:
             while data := file.read(1 << 20):
                 digest.update(data)
+                report(0)
     return sum(path.stat().st_size for path in files), digest.hexdigest()
 
 
@@ -146,10 +149,6 @@ class LocalFolder:
             return sum(path.stat().st_size for path in shard_files(self.root / name))
         except FileNotFoundError:
             return None
-
-    def sha256(self, name: str) -> str:
-        """See `Folder.sha256`."""
-        return measure(self.root / name)[1]
 
     def read(self, name: str) -> str:
         """See `Folder.read`."""
@@ -183,7 +182,7 @@ class LocalFolder:
         finally:
             remove_path(made)
 
-    def put(self, made: Path, name: str) -> None:
+    def put(self, made: Path, name: str, report: Report = no_report) -> None:  # noqa: ARG002
         """See `Folder.put`."""
         place = self.root / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +214,7 @@ class LocalFolder:
         remove_path(self.root / name)
 
     @contextmanager
-    def local(self, name: str) -> Iterator[Path]:
+    def local(self, name: str, report: Report = no_report) -> Iterator[Path]:  # noqa: ARG002
         """See `Folder.local`: the file itself."""
         yield self.root / name
 

@@ -4,7 +4,6 @@ Object stores put a file whole or not at all, and need no renaming; elsewhere (s
 another name and moved. An HTTP server is read only, and has to list its folders (nginx: `autoindex on`).
 """
 
-import hashlib
 import re
 import secrets
 import tempfile
@@ -16,7 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.places import filesystem, reached
+from pipeline.places import download, filesystem, reached, upload
+from pipeline.report import Report, no_report
 from pipeline.shards.folder import TEMPORARY, shard_files
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "memory", "oci", "hf"}
@@ -37,8 +37,6 @@ class RemoteFolder:
     def __init__(self, url: str) -> None:
         self.url = url
         self._system, self._root = filesystem(url)
-        with reached(url):
-            self.names()
 
     def __str__(self) -> str:
         return self.url
@@ -46,13 +44,22 @@ class RemoteFolder:
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
+    def probe(self) -> None:
+        """Raises `UserError` where the place cannot be reached."""
+        with reached(self.url):
+            self.names()
+
     @cached_property
     def _sizes(self) -> dict[str, int | None]:
         """Every file with its bytes, None where only asking tells; listed once, and again after a change."""
         if self._is(HTTP):
             return dict.fromkeys(self._linked())
+        return self._find("")
+
+    def _find(self, name: str) -> dict[str, int | None]:
+        """Every file of the folder `name`, or the file itself."""
         try:
-            found: dict[str, dict[str, Any]] = self._system.find(self._root, detail=True)
+            found: dict[str, dict[str, Any]] = self._system.find(self._path(name), detail=True)
         except FileNotFoundError:
             return {}
         return {path[len(self._root) + 1 :]: int(about["size"] or 0) for path, about in found.items()}
@@ -82,8 +89,20 @@ class RemoteFolder:
 
     def _inside(self, name: str) -> list[str]:
         """The files of a shard, in the order of their names."""
-        below = (path for path in self._sizes if path.startswith(name + "/"))
-        return [name] if name in self._sizes else sorted(path for path in below if _is_plain(path[len(name) :]))
+        return sorted(self._sizes_inside(name))
+
+    def _sizes_inside(self, name: str) -> dict[str, int | None]:
+        """The files of a shard with their bytes. Nothing else is listed, unless everything is already: a worker
+        asks for its own shard of a million."""
+        if "_sizes" not in self.__dict__ and not self._is(HTTP):
+            found = self._find(name)
+        elif name in self._sizes:
+            return {name: self._sizes[name]}
+        else:
+            found = self._sizes
+        inside = name + "/"
+        below = (path for path in found if path == name or path.startswith(inside))
+        return {path: found[path] for path in below if _is_plain(path[len(name) :])}
 
     def names(self, under: str = "") -> list[str]:
         """See `Folder.names`."""
@@ -94,27 +113,16 @@ class RemoteFolder:
     def size(self, name: str) -> int | None:
         """See `Folder.size`."""
         # A server may keep hidden files from its lists.
-        files = self._inside(name) or ([name] if self._is(HTTP) else [])
-        sizes = [self._size(path) for path in files]
+        files = self._sizes_inside(name) or (dict.fromkeys([name]) if self._is(HTTP) else {})
+        sizes = [size if size is not None else self._asked(path) for path, size in files.items()]
         known = [size for size in sizes if size is not None]
         return sum(known) if files and len(known) == len(files) else None
 
-    def _size(self, path: str) -> int | None:
-        size = self._sizes.get(path)
-        if size is None:
-            with suppress(FileNotFoundError):
-                size = self._system.info(self._path(path))["size"]
-        return size
-
-    def sha256(self, name: str) -> str:
-        """See `Folder.sha256`."""
-        digest = hashlib.sha256()
-        self._changed()
-        for path in self._inside(name):
-            with self._system.open(self._path(path), "rb") as file:
-                while data := file.read(1 << 22):
-                    digest.update(data)
-        return digest.hexdigest()
+    def _asked(self, path: str) -> int | None:
+        with suppress(FileNotFoundError):
+            size: int | None = self._system.info(self._path(path))["size"]
+            return size
+        return None
 
     def read(self, name: str) -> str:
         """See `Folder.read`."""
@@ -153,25 +161,25 @@ class RemoteFolder:
         with tempfile.TemporaryDirectory(prefix="reelcache-") as folder:
             yield Path(folder) / Path(name).name
 
-    def put(self, made: Path, name: str) -> None:
+    def put(self, made: Path, name: str, report: Report = no_report) -> None:
         """See `Folder.put`."""
         before = set(self._inside(name))
         for file in shard_files(made):
             inside = name if file == made else f"{name}/{file.relative_to(made).as_posix()}"
             with reached(self.url):
-                self._put_file(file, inside)
+                self._put_file(file, inside, report)
             before.discard(inside)
         for left in before:
             self.remove(left)
         self._changed()
 
-    def _put_file(self, file: Path, name: str) -> None:
+    def _put_file(self, file: Path, name: str, report: Report) -> None:
         place = self._path(name)
         if self._puts_whole():
-            self._system.put_file(str(file), place)
+            upload(self._system, file, place, report)
             return
         self._make_parents(place)
-        self._system.put_file(str(file), made := self._aside(name))
+        upload(self._system, file, made := self._aside(name), report)
         self._system.mv(made, place)
 
     def keep(self, name: str, other: str) -> None:
@@ -189,13 +197,13 @@ class RemoteFolder:
         self._changed()
 
     @contextmanager
-    def local(self, name: str) -> Iterator[Path]:
+    def local(self, name: str, report: Report = no_report) -> Iterator[Path]:
         """See `Folder.local`: a copy in this machine's temporary folder."""
         with self.making(name) as copy:
             for path in self._inside(name):
                 place = copy if path == name else copy / path[len(name) + 1 :]
                 place.parent.mkdir(parents=True, exist_ok=True)
-                self._system.get_file(self._path(path), str(place))
+                download(self._system, self._path(path), str(place), report)
             yield copy
 
     def files(self, name: str) -> list[str]:

@@ -24,6 +24,8 @@ from pipeline.shards.codec import Raw, decode_part, get_codec
 from pipeline.shards.sidecar import Place, Sample
 
 META_SUFFIX = ".json"
+LARGEST_MEMBER = 8**11 - 1  # bytes: a ustar header has eleven octal digits for them
+SAMPLE_BYTES = 2560  # about so many are headers, description and padding of a sample
 
 
 class WebDataset:
@@ -38,6 +40,16 @@ class WebDataset:
     def around(self, recipe: Recipe) -> dict[str, str]:  # noqa: ARG002
         """See `pipeline.shards.ShardFormat.around`: none."""
         return {}
+
+    def most_frames(self, recipe: Recipe) -> int | None:
+        """See `pipeline.shards.ShardFormat.most_frames`: 8 GiB of raw ones."""
+        head = len(Raw().head((1, recipe.height, recipe.width, 3)))
+        room = (LARGEST_MEMBER - head) // (recipe.height * recipe.width * 3)
+        return room if recipe.codec == "raw" else None
+
+    def overhead(self, recipe: Recipe) -> tuple[int, int]:  # noqa: ARG002
+        """See `pipeline.shards.ShardFormat.overhead`."""
+        return SAMPLE_BYTES, 2 * tarfile.BLOCKSIZE
 
     def create(self, path: Path, recipe: Recipe) -> ShardWriter:
         """See `pipeline.shards.ShardFormat.create`."""
@@ -108,6 +120,10 @@ class TarWriter:
         end = self._file.tell()
         info = tarfile.TarInfo(name)
         info.size = end - start - tarfile.BLOCKSIZE
+        if info.size > LARGEST_MEMBER:
+            raise UserError(
+                f"{name}: its {info.size} bytes are more than a tar takes; give a smaller --max-frames"
+            )
         self._file.seek(start)
         self._file.write(info.tobuf(tarfile.USTAR_FORMAT) + head)
         self._file.seek(end)

@@ -26,6 +26,7 @@ from pipeline.shards.webdataset import map_file
 GROUP = "frames.zarr"
 META = "zarr.json"
 CHUNKS = "c.0.0.0.0"  # the only shard of the array, with "." between the places in the grid
+SAMPLE_BYTES = 1024  # about so many describe a sample, or the array
 EMPTY = 2**64 - 1  # how the index says that a chunk is not there
 CHECKSUM = 4  # bytes behind the index
 CODECS: dict[str, list[dict[str, Any]]] = {
@@ -48,6 +49,15 @@ class Zarr:
         about = "Frames of videos, an array [frame, row, column, channel] per shard; `samples` says which"
         attributes = {"description": about, "recipe": recipe.as_dict(), "fingerprint": recipe.fingerprint}
         return {f"{GROUP}/{META}": _json({"zarr_format": 3, "node_type": "group", "attributes": attributes})}
+
+    def most_frames(self, recipe: Recipe) -> int | None:  # noqa: ARG002
+        """See `pipeline.shards.ShardFormat.most_frames`: samples have no files of their own."""
+        return None
+
+    def overhead(self, recipe: Recipe) -> tuple[int, int]:
+        """See `pipeline.shards.ShardFormat.overhead`: the last chunk is filled up, half of it on average."""
+        black = (get_codec(recipe).chunk - 1) * recipe.height * recipe.width * 3 // 2
+        return SAMPLE_BYTES, SAMPLE_BYTES + (black if recipe.codec == "raw" else 0)
 
     def create(self, path: Path, recipe: Recipe) -> ShardWriter:
         """See `pipeline.shards.ShardFormat.create`."""
