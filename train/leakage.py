@@ -72,10 +72,8 @@ def copies(
         kept = json.loads(file.read_text())
         if kept["threshold"] == THRESHOLD:
             return tuple(_pair(values) for values in kept["pairs"])
-    with cache or nullcontext():
-        pairs = find_leaks(
-            shard_set, THRESHOLD, stage, partial(_fetched, shard_set, cache) if cache else None
-        ).pairs
+    local = partial(_fetched, shard_set, cache) if cache else None
+    pairs = find_leaks(shard_set, THRESHOLD, stage, local).pairs
     write_json(file, {"threshold": THRESHOLD, "pairs": [asdict(pair) for pair in pairs]})
     return pairs
 
