@@ -1,7 +1,6 @@
 # Each target makes the virtual environment that it needs; nothing else has to be installed by hand.
 PYTHON ?= python3
 VENV ?= .venv
-PEERS ?= .venv-peers
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
@@ -38,19 +37,19 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 # One that cannot be installed is left out, and the benchmark says so. ffmpeg comes from the system.
-$(PEERS)/installed: benchmarks/peers.txt constraints.txt
-	$(PYTHON) -m venv $(PEERS)
-	grep -v '^#' benchmarks/peers.txt | cut -d'#' -f1 | while read peer; do \
-		$(PEERS)/bin/python $(PIP) $$peer || echo "$$peer: cannot be installed"; done
+$(VENV)-%/installed: benchmarks/%.txt constraints.txt
+	$(PYTHON) -m venv $(@D)
+	grep -v '^#' $< | cut -d'#' -f1 | while read peer; do \
+		$(@D)/bin/python $(PIP) $$peer || echo "$$peer: cannot be installed"; done
 	touch $@
 
-bench: $(VENV)/installed $(PEERS)/installed  ## ratios against peers; needs videos: make bench VIDEOS=folder-or-csv
-	$(BIN)/python benchmarks/build.py $(VIDEOS) --peers $(PEERS)/bin/python
+bench: $(VENV)/installed $(VENV)-peers/installed  ## ratios against peers; needs videos: make bench VIDEOS=folder-or-csv
+	$(BIN)/python benchmarks/build.py $(VIDEOS) --peers $(VENV)-peers/bin/python
 	$(BIN)/python benchmarks/whole_build.py $(VIDEOS)
 
-bench-stream: $(VENV)/installed $(PEERS)/installed  ## loaders against peers; 35 GB of disk in data/bench
-	$(BIN)/python benchmarks/stream.py $(VIDEOS) --folder data/bench --peers $(PEERS)/bin/python
+bench-stream: $(VENV)/installed $(VENV)-loaders/installed  ## loaders against peers; 35 GB of disk in data/bench
+	$(BIN)/python benchmarks/stream.py $(VIDEOS) --folder data/bench --peers $(VENV)-loaders/bin/python
 	$(BIN)/python benchmarks/index.py
 
 clean:
-	rm -rf $(VENV) $(PEERS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-loaders build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Loading against its peers: the same clips, the same batch size, each loader at its best number of workers.
 
-    make bench-stream VIDEOS=videos.csv                # makes .venv-peers, too; or a folder of <label>/*.mp4
+    make bench-stream VIDEOS=videos.csv                # makes .venv-loaders, too; or a folder of <label>/*.mp4
     python benchmarks/stream.py videos.csv --folder scratch --gigabytes 4 --rounds 5
 
 All videos are built into shards once, cut into clips of 16 frames, and these repeated up to `--gigabytes`; every
@@ -268,7 +268,7 @@ def contest(there: dict[str, Contender], rounds: int) -> tuple[dict[str, list[Ep
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--every", default=3, show_default=True, help="decord2 decodes every n-th video.")
 @click.option("--only", multiple=True, type=click.Choice(list(READ)), help="These loaders; all, if none is given.")
-@click.option("--peers", default=".venv-peers/bin/python", show_default=True)
+@click.option("--peers", default=".venv-loaders/bin/python", show_default=True)
 @click.option("--json", "as_json", is_flag=True)
 def main(
     videos: Path, folder: Path, gigabytes: float, rounds: int, every: int, only: tuple[str, ...], peers: str,
