@@ -10,8 +10,8 @@ that looks at frames one by one must stay at chance, and every other should come
 on `val`.
 
 Last result, 2026-11-22, 64 val videos: single_frame 0.594, late_fusion 0.578 (chance is within their intervals);
-early_fusion, cnn_lstm and s3d 1.000, cnn_mamba 0.984; vivit and videomae 0.500: 256 clips and 8 epochs are too few for
-transformers that start from nothing.
+early_fusion, cnn_lstm and s3d 1.000, cnn_mamba 0.984; vivit and videomae 0.500: 256 clips and 8 epochs are too few
+for transformers that start from nothing.
 """
 
 import json
