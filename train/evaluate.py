@@ -24,7 +24,7 @@ from train.inputs import make_input, to_clips
 from train.leakage import copies, crossing
 from train.metrics import fit_threshold, score
 from train.stream import ClipStream
-from train.trained import load_trained
+from train.trained import Trained, load_trained
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,8 @@ def evaluate_run(
             )
 
     def predict(chosen: SplitIndex) -> Predictions:
-        with ClipStream(
-            chosen,
-            frames_per_clip=trained.frames_per_clip,
-            batch_size=batch_size,
-            device=compute.device,
-            shards=cache_for(chosen, cache, cache_size),
-        ) as stream:
-            return predict_split(
-                trained.model, stream, compute, clips=clips, mean=trained.mean, std=trained.std, kind=trained.kind
-            )
+        source = cache_for(chosen, cache, cache_size)
+        return _predict(trained, chosen, compute, clips=clips, batch_size=batch_size, source=source)
 
     threshold = _threshold(predict(fitted_on), threshold_from) if fitted_on else None
     found = predict(index)
@@ -141,6 +133,27 @@ def evaluate_run(
         **score(found.probabilities, found.labels, about["labels"], groups=groups, threshold=threshold),
     }
     return Evaluation(metrics, index, found)
+
+
+def _predict(
+    trained: Trained,
+    index: SplitIndex,
+    compute: Compute,
+    *,
+    clips: int,
+    batch_size: int,
+    source: ShardCache | None,
+) -> Predictions:
+    with ClipStream(
+        index,
+        frames_per_clip=trained.frames_per_clip,
+        batch_size=batch_size,
+        device=compute.device,
+        shards=source,
+    ) as stream:
+        return predict_split(
+            trained.model, stream, compute, clips=clips, mean=trained.mean, std=trained.std, kind=trained.kind
+        )
 
 
 def groups_of(index: SplitIndex) -> list[str]:
