@@ -152,7 +152,7 @@ class LocalFolder:
 
     def read(self, name: str) -> str:
         """See `Folder.read`."""
-        return (self.root / name).read_text(encoding="utf-8")
+        return (self.root / name).read_bytes().decode()  # as it is: no newline is made another one
 
     def write(self, name: str, text: str) -> None:
         """See `Folder.write`."""

@@ -11,9 +11,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+import google_crc32c
+import numpy as np
+
 from pipeline.errors import UserError
 
 SHARD = re.compile(r"(?:train|val|test)-[0-9]{6}\.tar|frames\.zarr/(?:train|val|test)-[0-9]{6}")
+CHECKSUM = ',\n "crc32c": "'  # the last field of the file, of all bytes before it
 
 
 class Sample(NamedTuple):
@@ -22,8 +26,9 @@ class Sample(NamedTuple):
     A tuple, because a large set has a million of them: a frozen dataclass takes three times as long to make.
 
     `video` is the source's identity, `source` the SHA-256 of its bytes, `frames` how many there are, `offset`
-    where the first one is (in a tar: bytes from its start; in a zarr array: frames) and `sizes` the bytes of each
-    chunk, where a tar is compressed.
+    where the first one is (in a tar: bytes from its start; in a zarr array: frames), `sizes` the bytes of each
+    chunk, where a tar is compressed, and `crc32c` the checksums of the stored chunks that its frames are in, eight
+    hex digits each ("": of an old set).
     """
 
     key: str
@@ -34,6 +39,7 @@ class Sample(NamedTuple):
     frames: int
     offset: int
     sizes: tuple[int, ...] = ()
+    crc32c: str = ""
 
 
 class Place(NamedTuple):
@@ -81,11 +87,22 @@ class Sidecar:
         lists["samples"] = [sample._asdict() for sample in self.samples]
         head = json.dumps(fields, indent=1)[:-2]
         rows = ",\n".join(f' "{name}": [{_rows(entries)}]' for name, entries in lists.items())
-        return f"{head},\n{rows}\n}}\n"
+        return _sealed(f"{head},\n{rows}")
+
+
+def crc32c(data: bytes | memoryview) -> str:
+    """CRC-32C (RFC 3720, B.4) of bytes, as eight hex digits."""
+    plain = data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)  # all that the library takes
+    return f"{google_crc32c.value(plain):08x}"
+
+
+def _sealed(body: str) -> str:
+    return f'{body}{CHECKSUM}{crc32c(body.encode())}"\n}}\n'
 
 
 def _rows(entries: Iterable[dict[str, Any]]) -> str:
-    shown = ({name: value for name, value in entry.items() if value != ()} for entry in entries)
+    optional = Sample._field_defaults
+    shown = ({name: value for name, value in entry.items() if value or name not in optional} for entry in entries)
     lines = ",\n".join("  " + json.dumps(entry) for entry in shown)
     return f"\n{lines}\n " if lines else ""
 
@@ -97,6 +114,8 @@ def parse_sidecar(text: str, name: str) -> Sidecar:
         samples = tuple(map(_sample, fields.pop("samples")))
         rejected = tuple(map(_broken, fields.pop("rejected")))
         damaged = tuple(map(_broken, fields.pop("damaged")))
+        if fields.pop("crc32c", None) is not None and text != _sealed(text.rpartition(CHECKSUM)[0]):
+            raise ValueError("its checksum does not fit, the file is damaged")
         sidecar = Sidecar(**fields, samples=samples, rejected=rejected, damaged=damaged)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{name}: not a sidecar of a shard: {error}") from error
@@ -112,13 +131,15 @@ def _sample(values: dict[str, Any]) -> Sample:
     if "sizes" in values:
         values["sizes"] = tuple(values["sizes"])
     sample = Sample(**values)
-    _, _, _, _, _, frames, offset, sizes = sample
+    _, _, _, _, _, frames, offset, sizes, checksums = sample
     if not (isinstance(frames, int) and frames >= 0):
         raise ValueError(f"frames of {sample.video!r} is {frames!r}")
     if not (isinstance(offset, int) and offset >= 0):
         raise ValueError(f"offset of {sample.key!r} is {offset!r}")
     if sizes and not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ValueError(f"sizes of {sample.key!r} are {sizes!r}")
+    if not isinstance(checksums, str):
+        raise ValueError(f"crc32c of {sample.key!r} is {checksums!r}")
     return sample
 
 
