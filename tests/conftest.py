@@ -23,6 +23,7 @@ from pipeline.driver import BuildReport, Wanted, build_set
 from pipeline.recipe import Recipe
 from pipeline.shards import get_format
 from pipeline.shards.index import read_set
+from pipeline.shards.sidecar import sealed
 
 SMALL = Recipe(width=32, height=32)
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -185,6 +186,12 @@ def assert_one_clear_line(result: Result, code: int, message: str) -> None:
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
     assert len(errors) == 1 and message in errors[0], result.stderr
     assert "Traceback" not in result.output
+
+
+def edit_sidecar(path: Path, **fields: object) -> None:
+    """Change fields of a sidecar, and give it a checksum that fits."""
+    values = {name: value for name, value in json.loads(path.read_text()).items() if name != "crc32c"}
+    path.write_text(sealed(json.dumps({**values, **fields})[:-1]))
 
 
 def build(source: Path | str, root: Path | str, **options: object) -> BuildReport:

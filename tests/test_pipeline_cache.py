@@ -1,6 +1,5 @@
 """Sets that lie elsewhere: shards arrive once, whole and right, or the reason is told."""
 
-import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from conftest import build
+from conftest import build, edit_sidecar
 from far import (
     FAULTS,
     FarServer,
@@ -245,9 +244,7 @@ def test_sizes_and_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def test_a_sidecar_cannot_name_a_file_elsewhere(set_copy: Path, tmp_path: Path) -> None:
-    sidecar = set_copy / "train-000000.json"
-    values = json.loads(sidecar.read_text())
-    sidecar.write_text(json.dumps({**values, "sha256": "../../x"}))
+    edit_sidecar(set_copy / "train-000000.json", sha256="../../x")
     found = read_set(set_copy)
     with pytest.raises(UserError, match="sha256"):
         ShardCache(found, found.sidecars, tmp_path / "cache")

@@ -87,7 +87,7 @@ class Sidecar:
         lists["samples"] = [sample._asdict() for sample in self.samples]
         head = json.dumps(fields, indent=1)[:-2]
         rows = ",\n".join(f' "{name}": [{_rows(entries)}]' for name, entries in lists.items())
-        return _sealed(f"{head},\n{rows}")
+        return sealed(f"{head},\n{rows}")
 
 
 def crc32c(data: bytes | memoryview) -> str:
@@ -96,7 +96,8 @@ def crc32c(data: bytes | memoryview) -> str:
     return f"{google_crc32c.value(plain):08x}"
 
 
-def _sealed(body: str) -> str:
+def sealed(body: str) -> str:
+    """The JSON object that lacks only its end, with its checksum as the last field."""
     return f'{body}{CHECKSUM}{crc32c(body.encode())}"\n}}\n'
 
 
@@ -114,7 +115,7 @@ def parse_sidecar(text: str, name: str) -> Sidecar:
         samples = tuple(map(_sample, fields.pop("samples")))
         rejected = tuple(map(_broken, fields.pop("rejected")))
         damaged = tuple(map(_broken, fields.pop("damaged")))
-        if fields.pop("crc32c", None) is not None and text != _sealed(text.rpartition(CHECKSUM)[0]):
+        if fields.pop("crc32c", None) is not None and text != sealed(text.rpartition(CHECKSUM)[0]):
             raise ValueError("its checksum does not fit, the file is damaged")
         sidecar = Sidecar(**fields, samples=samples, rejected=rejected, damaged=damaged)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
