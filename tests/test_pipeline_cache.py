@@ -26,14 +26,15 @@ from moto.server import ThreadedMotoServer
 from pipeline import places
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
-from pipeline.shards.cache import TRIES, ShardCache, default_cache, parse_bytes
+from pipeline.shards.cache import ShardCache, default_cache, parse_bytes
+from pipeline.shards.fetch import TRIES
 from pipeline.shards.index import read_set
 from pipeline.shards.plain import member_frames, shard_urls
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.shards.cache.PAUSE", 0.01)
+    monkeypatch.setattr("pipeline.shards.fetch.PAUSE", 0.01)
 
 
 def test_a_set_behind_http_has_the_frames_of_the_local_one(server: FarServer, many: Path, tmp_path: Path) -> None:
