@@ -1,25 +1,26 @@
 """A set from one place to another: `prep push` and `prep pull`.
 
-While it runs, and after it was killed, the target is marked as a set in the making, so that nobody reads half of it
-for the whole. Each shard is compared with its sidecar as it comes, and again where it was put; its sidecar follows.
+While it runs, and after it was killed, the target is marked as a set in the making, so that nobody reads half of
+it for the whole. Each shard is compared with its sidecar as it comes, and again where it was put; its sidecar
+follows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from pipeline.errors import UserError, WorkFailed
 from pipeline.places import is_url, reached
 from pipeline.recipe import RECIPE_FILE, Recipe, read_recipe
 from pipeline.report import Stage, no_stage
 from pipeline.shards.directory import OWN_SIDECAR, SIDECAR, begin, end, open_set, sidecar_name
-from pipeline.shards.fetch import PAUSE, TRIES, Fetcher, GaveUp, Wrong
+from pipeline.shards.fetch import Fetcher, Wrong, create
 from pipeline.shards.folder import Folder, ask_each, get_folder
 from pipeline.shards.index import ShardSet, read_set
 from pipeline.shards.sidecar import Sidecar, parse_sidecar
+from pipeline.verify import damaged, tries
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def told(folder: Folder) -> Iterator[None]:
             yield
     except OSError as error:
         raise WorkFailed(
-            f"{error.filename or folder}: {error.strerror or error}; what is there stays, and the same command goes "
-            "on from there"
+            f"{error.filename or folder}: {error.strerror or error}; what is there stays, and the same command "
+            "goes on from there"
         ) from error
 
 
@@ -95,7 +96,8 @@ def _refuse_another_recipe(folder: Folder, recipe: Recipe) -> None:
         return  # `open_set` refuses other files
     if differences := recipe.differences(read_recipe(folder)):
         raise UserError(
-            f"{folder}: a set of another recipe stands there, this one has {'; '.join(differences)}; give another place"
+            f"{folder}: a set of another recipe stands there, this one has {'; '.join(differences)}; give another "
+            "place"
         )
 
 
@@ -144,30 +146,9 @@ def _missing(
     return [sidecar for sidecar in source.sidecars if sidecar.shard not in stands]
 
 
-def damaged(folder: Folder, sidecars: Sequence[Sidecar], jobs: int, stage: Stage) -> dict[str, str]:
-    """By shard, why its bytes are not those of its sidecar; all are read, `jobs` at a time."""
-    fetcher, step = Fetcher(folder, _create), stage("reading", len(sidecars))
-
-    def look(sidecar: Sidecar) -> str | None:
-        try:
-            _try_again(fetcher, lambda: fetcher.compare(sidecar), _tries(folder))
-        except Wrong as error:
-            return str(error)
-        finally:
-            step(1)
-        return None
-
-    with ThreadPoolExecutor(jobs, "verify") as pool:
-        try:
-            found = list(pool.map(look, sidecars))
-        except BaseException:
-            fetcher.stop()
-            raise
-    return {sidecar.shard: why for sidecar, why in zip(sidecars, found, strict=True) if why}
-
-
 def _copy_all(source: ShardSet, folder: Folder, missing: list[Sidecar], jobs: int, stage: Stage) -> None:
-    there, back, step = Fetcher(source.folder, _create), Fetcher(folder, _create), stage("copying", len(missing))
+    there, back = Fetcher(source.folder, create), Fetcher(folder, create)
+    step = (stage if missing else no_stage)("copying", len(missing))
     with ThreadPoolExecutor(jobs, "transfer") as pool:
         copies = [pool.submit(_copy, there, back, folder, sidecar) for sidecar in missing]
         try:
@@ -186,7 +167,7 @@ def _copy(there: Fetcher, back: Fetcher, folder: Folder, sidecar: Sidecar) -> No
     try:
         with folder.making(sidecar.shard) as made:
             there.fetch(sidecar, made)
-            _try_again(back, lambda: _put(back, folder, made, sidecar), _tries(folder))
+            back.insist(lambda: _put(back, folder, made, sidecar), tries(folder))
     except (Wrong, OSError) as error:
         why = error.strerror or error if isinstance(error, OSError) else error
         raise WorkFailed(
@@ -215,23 +196,6 @@ def _far(folder: Folder) -> Iterator[None]:
         raise
 
 
-def _tries(folder: Folder) -> int:
-    return TRIES if is_url(str(folder)) else 1
-
-
-def _try_again(fetcher: Fetcher, work: Callable[[], None], tries: int) -> None:
-    """Do it until nothing is `Wrong`, so many times at most."""
-    for number in range(tries):
-        if number and fetcher.wait(PAUSE * 2 ** (number - 1)):
-            raise GaveUp
-        try:
-            work()
-            return
-        except Wrong as error:
-            if error.final or number == tries - 1:
-                raise
-
-
 def _confirm(folder: Folder, sidecars: Sequence[Sidecar]) -> None:
     """Raises `WorkFailed` where somebody has taken away again what was copied."""
     standing = _texts(folder)
@@ -244,8 +208,3 @@ def _confirm(folder: Folder, sidecars: Sequence[Sidecar]) -> None:
 
 def _name(sidecar: Sidecar) -> str:
     return sidecar_name(sidecar) + SIDECAR
-
-
-def _create(path: Path) -> BinaryIO:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("wb")

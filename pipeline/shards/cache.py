@@ -1,8 +1,8 @@
 """Shards of a set that lies elsewhere, on this machine: fetched whole, once, checked, ahead of the reader.
 
 A shard is named by its SHA-256, so that sets, jobs and users share equal ones; store.py is the folder. A shard
-that does not arrive as its sidecar says is fetched again (fetch.py), and at last the job ends with its name and the
-reason: what `path` gives has the right bytes.
+that does not arrive as its sidecar says is fetched again (fetch.py), and in the end the job ends with its name and
+the reason: what `path` gives has the right bytes.
 """
 
 import os

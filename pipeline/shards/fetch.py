@@ -20,6 +20,12 @@ class GaveUp(Exception):
     """Nobody wants the shard any more."""
 
 
+def create(path: Path) -> BinaryIO:
+    """A new file to write, in a new folder where that is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("wb")
+
+
 class Fetcher:
     """Fetches shards of the set in `folder`, from any number of threads. `create` opens a new file to write."""
 
@@ -33,7 +39,7 @@ class Fetcher:
         return self._stopped.wait(seconds)
 
     def stop(self) -> None:
-        """End all fetching, with `GaveUp`. A server that says nothing is waited for as long as a request may take."""
+        """End all fetching, with `GaveUp`. A silent server is waited for as long as a request may take."""
         self._stopped.set()
         for stream in list(self._streams):  # ends a read that waits for the server
             stream.close()
@@ -43,18 +49,22 @@ class Fetcher:
 
         Raises `UserError` after `TRIES` tries, `OSError` of our own disk, `GaveUp`.
         """
-        for number in range(TRIES):
-            if number and self._stopped.wait(PAUSE * 2 ** (number - 1)):
+        try:
+            self.insist(lambda: self._try(sidecar, part), TRIES)
+        except Wrong as error:
+            raise UserError(f"{self._folder}/{sidecar.shard}: cannot be fetched: {error}") from error
+
+    def insist(self, work: Callable[[], None], tries: int) -> None:
+        """Do the work again until nothing is `Wrong`, so many times at most."""
+        for number in range(1, tries + 1):
+            if number > 1 and self._stopped.wait(PAUSE * 2 ** (number - 2)):
                 raise GaveUp
             try:
-                self._try(sidecar, part)
+                work()
                 return
             except Wrong as error:
-                wrong = error
-                if error.final:
-                    break
-        where = f"{self._folder}/{sidecar.shard}"
-        raise UserError(f"{where}: cannot be fetched: {wrong} (try {number + 1} of {TRIES})")
+                if error.final or number == tries:
+                    raise Wrong(f"{error} (try {number} of {tries})" if tries > 1 else str(error)) from error
 
     def _try(self, sidecar: Sidecar, part: Path) -> None:
         check = Check(sidecar)
