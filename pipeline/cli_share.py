@@ -186,9 +186,7 @@ def _print_verified(shards: Path | str, found: "Verified", repaired: list[str], 
     click.echo(f"{shards}: {count:,} shards, {human_bytes(found.bytes)}; {len(found.damage)} files are damaged, "
                f"{len(repaired)} shards were repaired")  # fmt: skip
     if count > found.sealed:
-        warn(
-            f"{count - found.sealed} sidecars without a checksum are of an older release: damage to them goes unseen"
-        )
+        warn(f"{count - found.sealed} sidecars, of an older release, have no checksum: damage to them goes unseen")
     if found.building:
         warn("a build or a transfer is running there, or was stopped: shards that are missing are not counted")
 

@@ -60,9 +60,12 @@ def transfer(
         folder.sweep()
         before = begin(folder)
     missing = _missing(found, folder, standing, jobs, stage if check else None)
-    _copy_all(found, folder, missing, jobs, stage)
-    if read_set(source, whole=False).sidecars != found.sidecars:
-        raise WorkFailed(f"{source}: has changed while it was copied; run the same command again")
+    try:
+        _copy_all(found, folder, missing, jobs, stage)
+    except UserError as error:
+        _check_unchanged(found, source, error)
+        raise
+    _check_unchanged(found, source)
     names = {sidecar_name(sidecar) for sidecar in found.sidecars}
     with told(folder):
         _confirm(get_folder(target), found.sidecars)
@@ -73,6 +76,12 @@ def transfer(
         removed=len({name for name in standing if name.removesuffix(SIDECAR) not in names}),
         bytes=sum(sidecar.bytes for sidecar in missing),
     )
+
+
+def _check_unchanged(found: ShardSet, source: Path | str, error: Exception | None = None) -> None:
+    """Raises `WorkFailed` where the set is no longer the one that was found."""
+    if read_set(source, whole=False).sidecars != found.sidecars:
+        raise WorkFailed(f"{source}: has changed while it was copied; run the same command again") from error
 
 
 @contextmanager
