@@ -22,9 +22,13 @@ def check_sample(reader: ShardReader, sample: Sample) -> None:
         _check(reader, sample, number)
 
 
+def checksum(sample: Sample, number: int) -> str:
+    """Of the sample's stored chunk `number`."""
+    return sample.crc32c[DIGITS * number : DIGITS * (number + 1)]
+
+
 def _check(reader: ShardReader, sample: Sample, number: int) -> None:
-    wanted = sample.crc32c[DIGITS * number : DIGITS * (number + 1)]
-    if crc32c(reader.stored(sample, number)) != wanted:
+    if crc32c(reader.stored(sample, number)) != checksum(sample, number):
         raise UserError(
             f"{reader}: the frames of {sample.key} are damaged (CRC-32C of chunk {number}); `prep verify` names "
             "all that is, and --repair makes it anew"
