@@ -15,7 +15,7 @@ from pipeline.errors import UserError, WorkFailed
 from pipeline.places import is_url, reached
 from pipeline.recipe import RECIPE_FILE, Recipe, read_recipe
 from pipeline.report import Stage, no_stage
-from pipeline.shards.directory import OWN_SIDECAR, SIDECAR, begin, end, open_set, sidecar_name
+from pipeline.shards.directory import OWN_SIDECAR, SIDECAR, begin, end, is_building, open_set, sidecar_name
 from pipeline.shards.fetch import Fetcher, Wrong, create
 from pipeline.shards.folder import Folder, ask_each, get_folder
 from pipeline.shards.index import ShardSet, read_set
@@ -58,15 +58,18 @@ def transfer(
         _refuse_to_drop(found, folder, standing, prune=prune)
         open_set(folder, found.recipe)
         folder.sweep()
-        before = begin(folder)
     missing = _missing(found, folder, standing, jobs, stage if check else None)
+    names = {sidecar_name(sidecar) for sidecar in found.sidecars}
+    if not missing and {_name(sidecar) for sidecar in found.sidecars} == set(standing) and not is_building(folder):
+        return Transferred(copied=0, kept=len(found.sidecars), removed=0, bytes=0)
+    with told(folder):
+        before = begin(folder)
     try:
         _copy_all(found, folder, missing, jobs, stage)
     except UserError as error:
         _check_unchanged(found, source, error)
         raise
     _check_unchanged(found, source)
-    names = {sidecar_name(sidecar) for sidecar in found.sidecars}
     with told(folder):
         _confirm(get_folder(target), found.sidecars)
         end(folder, before, names)

@@ -30,14 +30,21 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--exhaustive`: all real clips, twenty kills; minutes instead of seconds."""
+    """`--exhaustive`: all real clips, many kills; minutes instead of seconds."""
     parser.addoption("--exhaustive", action="store_true", help="all real clips, every kill")
+    parser.addoption("--kills", type=int, default=20, help="with --exhaustive: of builds and transfers, each")
 
 
 @pytest.fixture(scope="session")
 def exhaustive(request: pytest.FixtureRequest) -> bool:
     """Whether to test everything rather than a sample."""
     return bool(request.config.getoption("--exhaustive"))
+
+
+@pytest.fixture(scope="session")
+def kills(request: pytest.FixtureRequest, exhaustive: bool) -> int:
+    """How many builds or transfers to kill."""
+    return int(request.config.getoption("--kills")) if exhaustive else 2
 
 
 def shared_folder(name: str) -> Path:

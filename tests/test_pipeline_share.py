@@ -209,9 +209,9 @@ def _slowly(folder: Path) -> Iterator[str]:
         yield server.url
 
 
-def test_killed_pushes_go_on_and_end_the_same(many: Path, tmp_path: Path, exhaustive: bool) -> None:
+def test_killed_pushes_go_on_and_end_the_same(many: Path, tmp_path: Path, kills: int) -> None:
     dice, target = random.Random(3), tmp_path / "copy"
-    kills, landed = 100 if exhaustive else 2, 0
+    landed = 0
     with _slowly(many) as url:
         while landed < kills:
             push = start_transfer(url, target)
@@ -234,10 +234,12 @@ def test_killed_pushes_go_on_and_end_the_same(many: Path, tmp_path: Path, exhaus
     assert not verify_set(target, deep=True).damage
 
 
-def test_killed_pushes_to_a_bucket_go_on(team: str, many: Path, tmp_path: Path, exhaustive: bool) -> None:
+def test_killed_pushes_to_a_bucket_go_on(
+    team: str, many: Path, tmp_path: Path, exhaustive: bool, kills: int
+) -> None:
     if not exhaustive:
         pytest.skip("a minute; --exhaustive runs it")
-    dice, target, kills = random.Random(4), f"{team}/killed", 20
+    dice, target = random.Random(4), f"{team}/killed"
     with _slowly(many) as url:
         for _ in range(kills):
             push = start_transfer(url, target)
