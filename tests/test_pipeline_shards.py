@@ -95,7 +95,10 @@ def test_a_sidecar_from_a_stranger_is_checked(small_set: Path, field: str, value
         parse_sidecar(text, "a.json")
 
 
-@pytest.mark.parametrize(("field", "value"), [("offset", -5), ("frames", -1), ("frames", "many")])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("offset", -5), ("offset", 2**63), ("frames", -1), ("frames", "many"), ("frames", True), ("sizes", [0])],
+)
 def test_offsets_and_lengths_in_a_sidecar_are_checked(small_set: Path, field: str, value: object) -> None:
     path = sorted(small_set.glob("train-*.json"))[0]
     values = json.loads(path.read_text())
