@@ -6,9 +6,9 @@
 
 Builds the set with `prep build-shards` (its wall time is the cost), then takes turns, an epoch each: the input
 alone, and with it the training step of `train bench` (augmentation on batches, forward, backward, AdamW). One way
-reads shards by `ClipStream`; the other decodes the same videos by decord2, scaled in the decoder, in a `DataLoader`
-with 2 workers that live on. Clips, batches, model and augmentation are the same, so only the input differs. Videos
-are in the page cache. The build is repaid in the epoch by whose end both ways have taken as long.
+reads shards by `ClipStream`; the other decodes the same videos by decord2, scaled in the decoder, in a
+`DataLoader` with 2 workers that live on. Clips, batches, model and augmentation are the same, so only the input
+differs. Videos are in the page cache. The build is repaid in the epoch by whose end both ways took as long.
 """
 
 import json
@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+sys.path[0] = str(Path(__file__).parents[1])  # or `models` would be models.py beside this script
 
 import click
 import numpy as np

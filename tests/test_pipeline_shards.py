@@ -112,6 +112,15 @@ def test_a_sidecar_survives_the_round_trip(small_set: Path) -> None:
         assert parse_sidecar(path.read_text(), "").text() == path.read_text()
 
 
+def test_a_sidecar_may_name_files_that_are_not_utf8(small_set: Path) -> None:
+    path = sorted(small_set.glob("train-*.json"))[0]
+    text = path.read_text().replace("cats/", r"c\udce4ts/")
+    sidecar = parse_sidecar(text, "")
+    assert sidecar.text() == text != path.read_text()
+    with pytest.raises(UserError, match=r"a\.json: .*frames"):
+        parse_sidecar(text.replace('"frames": ', '"frames": -'), "a.json")
+
+
 def test_a_recipe_changed_by_hand_is_refused(set_copy: Path) -> None:
     path = set_copy / "recipe.json"
     path.write_text(path.read_text().replace('"fps": "5"', '"fps": "6"'))

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec.structs import asdict, force_setattr
