@@ -178,6 +178,14 @@ def seconds(step: Step) -> float:
     return time.perf_counter() - began
 
 
+def turn(step: Step, least: float = 0.3) -> float:
+    """Seconds of a step; of short ones, of as many as take `least` seconds."""
+    taken: list[float] = []
+    while not taken or sum(taken) < least:
+        taken.append(seconds(step))
+    return sum(taken) / len(taken)
+
+
 def matmul_peak(dtype: torch.dtype, side: int = 2048) -> float:
     """FLOP/s of a large matrix product: the best of five."""
     left, right = (torch.randn(side, side).to(dtype) for _ in range(2))
@@ -195,7 +203,7 @@ def serve(row: str, side: str, threads: int, turns: Connection) -> None:
     turns.send(counter.get_total_flops())
     dtype = torch.bfloat16 if pair.bf16 else torch.float32
     for wanted in iter(turns.recv, "end"):
-        turns.send(seconds(step) if wanted == "step" else matmul_peak(dtype))
+        turns.send(turn(step) if wanted == "step" else matmul_peak(dtype))
 
 
 def measure(row: str, rounds: int, threads: int) -> dict[str, Any]:
@@ -210,6 +218,7 @@ def measure(row: str, rounds: int, threads: int) -> dict[str, Any]:
         flops[side] = sides[side].recv()
 
     def ask(side: str, what: str = "step") -> float:
+        time.sleep(0.1)  # idle threads of the other side spin for a moment before they sleep
         sides[side].send(what)
         return float(sides[side].recv())
 
