@@ -2,7 +2,7 @@
 
 A step on a CPU frees hundreds of megabytes of activations, in large pieces, and the next one asks for as many
 again. glibc gives large pieces back to the kernel at once, and the kernel clears each page before it hands it out
-anew: a sixth of a step's time and more.
+anew: an eighth of a step's time and more (docs/models.md).
 """
 
 import ctypes
