@@ -16,7 +16,7 @@ from train.cli import _parse_options, main
 from train.inputs import IMAGENET_MEAN, IMAGENET_STD
 from train.loop import Trainer
 from train.optim import make_optimizer, set_rate
-from train.recipes import RECIPES
+from train.recipes import OWN, RECIPES, TrainRecipe
 
 QUICK = ["--frames", "4", "--batch-size", "8", "--precision", "fp32", "--epochs", "1"]
 
@@ -94,8 +94,9 @@ def test_options_are_truth_values_numbers_or_words(word: str, value: object) -> 
     assert found == value and type(found) is type(value)
 
 
-def test_every_family_has_a_recipe() -> None:
-    assert list(RECIPES) == list(MODELS)
+def test_a_family_without_a_recipe_of_its_own_trains_by_the_defaults() -> None:
+    assert list(RECIPES) == list(MODELS) and OWN.keys() < MODELS.keys()
+    assert {family for family, recipe in RECIPES.items() if recipe != TrainRecipe()} == OWN.keys()
 
 
 def test_a_run_says_and_keeps_what_it_started_from(weights: Path, small_set: Path, tmp_path: Path) -> None:

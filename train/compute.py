@@ -12,6 +12,7 @@ from models import build_model
 from models.family import Family
 from models.weights import Loaded, load_weights
 from pipeline.errors import UserError
+from train.allocator import keep_freed_memory
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -25,6 +26,8 @@ class Compute:
 
     def prepare(self, model: Family) -> Family:
         """The model on the device, its convolutions with channels last: with bf16 several times as fast."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
         model = model.to(self.device)
         for module in model.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
