@@ -48,7 +48,7 @@ def predict_split(
 ) -> Predictions:
     """Probabilities of every video of the stream's split: the mean over its clips, shown as `kind` of input."""
     index = stream.index
-    chosen = evaluation_clips(index.frames, stream.frames_per_clip, clips)
+    chosen = evaluation_clips(index.frames, stream.sampling, clips)
     total = np.zeros((len(index.videos), len(index.labels)))
     count = np.zeros(len(index.videos))
     labels = np.zeros(len(index.videos), np.int64)
@@ -146,7 +146,9 @@ def _predict(
 ) -> Predictions:
     with ClipStream(
         index,
-        frames_per_clip=trained.frames_per_clip,
+        frames_per_clip=trained.sampling.frames,
+        sampling=trained.sampling.kind,
+        stride=trained.sampling.stride,
         batch_size=batch_size,
         device=compute.device,
         shards=source,
