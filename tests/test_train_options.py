@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models import build_model
 from pipeline.errors import UserError
@@ -17,20 +17,26 @@ from train.patience import Patience, merit
 from train.recipes import TrainRecipe
 
 
-def make_small() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.norm(self.linear(x))
+        return normed
 
 
 def change(model: nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter))
     model(torch.randn(8, 3))  # moves the norm layer's statistics
 
 
 def test_the_average_follows_weights_and_statistics_by_its_formula() -> None:
-    model = make_small()
+    model = Small()
     ema = Ema(model, 0.5)
     ema.before_epoch(0)
     wanted = {name: value.clone() for name, value in model.state_dict().items()}
@@ -47,29 +53,29 @@ def test_the_average_follows_weights_and_statistics_by_its_formula() -> None:
 
 
 def test_judging_gives_the_very_weights_back() -> None:
-    model = make_small()
+    model = Small()
     ema = Ema(model, 0.9)
     change(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     ema.after_step()
     with pytest.raises(KeyboardInterrupt), ema.judged():
-        assert not torch.equal(model[0].weight, before["0.weight"])
+        assert not torch.equal(model.linear.weight, before["linear.weight"])
         raise KeyboardInterrupt
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_the_average_begins_at_the_weights_that_were_loaded() -> None:
-    model = make_small()
+    model = Small()
     ema = Ema(model, 0.9)
     change(model)
     ema.before_epoch(0)
     with ema.judged():
-        loaded = model[0].weight.clone()
-    assert torch.equal(loaded, model[0].weight)
+        loaded = model.linear.weight.clone()
+    assert torch.equal(loaded, model.linear.weight)
 
 
 def test_an_average_that_was_saved_goes_on_as_if_nothing_had_happened() -> None:
-    model, other = make_small(), make_small()
+    model, other = Small(), Small()
     whole, stopped = Ema(model, 0.9), Ema(other, 0.9)
     change(model)
     whole.after_step()

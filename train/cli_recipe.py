@@ -52,11 +52,15 @@ RECIPE_FLAGS: list[Callable[[Any], Any]] = [
     click.option("--repeats", type=click.IntRange(1), help="Clips of each video in a batch."),
     click.option("--balanced/--no-balanced", default=None, help="Draw all classes equally often."),
     click.option(
-        "--class-weights", metavar="balanced|LABEL=WEIGHT,…", help="What a clip counts in the loss; none: all the same."
+        "--class-weights",
+        metavar="balanced|LABEL=WEIGHT,…",
+        help="What a clip counts in the loss; none: all the same.",
     ),
     click.option("--ema", type=click.FloatRange(0, 1, max_open=True), help="Decay of averaged weights; 0: none."),
     click.option(
-        "--freeze-epochs", type=click.IntRange(0), help="Train the head alone for so long, then all (with --weights)."
+        "--freeze-epochs",
+        type=click.IntRange(0),
+        help="Train the head alone for so long, then all (with --weights).",
     ),
 ]
 
@@ -64,7 +68,9 @@ RECIPE_FLAGS: list[Callable[[Any], Any]] = [
 # Not for `train compare`, which judges a run on the very videos that these would choose its best epoch by.
 STOPPING_FLAGS: list[Callable[[Any], Any]] = [
     click.option("--best-by", type=click.Choice(["accuracy", "roc_auc", "loss"]), help="On val: the best epoch."),
-    click.option("--patience", type=click.IntRange(0), help="End after so many epochs without a better; 0: never."),
+    click.option(
+        "--patience", type=click.IntRange(0), help="End after so many epochs without a better; 0: never."
+    ),
 ]
 
 
@@ -118,7 +124,7 @@ family_option = click.option(
     "options",
     metavar="NAME=VALUE",
     multiple=True,
-    callback=lambda _ctx, _param, given: _parse_options(given),
+    callback=lambda _ctx, _param, given: parse_options(given),
     help="One of the family's own, such as fusion=concat; may be repeated.",
 )
 
@@ -135,7 +141,7 @@ def options_by_family(given: Sequence[str], families: Sequence[str]) -> dict[str
                 f"--option {text}: must be FAMILY.NAME=VALUE, with one of {', '.join(families)} as the family"
             )
         parts.setdefault(family, []).append(pair)
-    return {family: _parse_options(tuple(pairs)) for family, pairs in parts.items()}
+    return {family: parse_options(tuple(pairs)) for family, pairs in parts.items()}
 
 
 def weights_by_family(given: Sequence[str], families: Sequence[str]) -> dict[str, str]:
@@ -153,7 +159,7 @@ def weights_by_family(given: Sequence[str], families: Sequence[str]) -> dict[str
     return found
 
 
-def _parse_options(given: tuple[str, ...]) -> dict[str, Any]:
+def parse_options(given: tuple[str, ...]) -> dict[str, Any]:
     """`depth=3 bidirectional=yes fusion=concat` → truth values and numbers, else words. Raises `UserError`."""
     import json
 

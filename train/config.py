@@ -97,7 +97,7 @@ def config_text(settings: Mapping[str, Any]) -> str:
         for name, value in settings["options"].items():
             plain = isinstance(value, str | int | float)
             lines.append(f"{name} = {_toml(value if plain else json.dumps(value))}\n")
-    return "".join(lines)
+    return "".join(lines).encode("utf-8", "backslashreplace").decode()
 
 
 def _toml(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Freeze, then unfreeze: a new head learns first, so that its first large gradients do not spoil loaded weights."""
+"""Freeze, then unfreeze: a new head learns first, so that its first gradients do not spoil loaded weights."""
 
 from torch import nn
 

@@ -5,6 +5,7 @@ number, so a run that was stopped goes on as if nothing had happened.
 """
 
 import json
+import math
 import platform
 import shutil
 import time
@@ -29,12 +30,15 @@ from pipeline.shards.cache import cache_for
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import summarize
 from train import checkpoint
+from train.carried import make_components
 from train.classification import Classification
-from train.component import Component
 from train.compute import choose_compute
+from train.config import CONFIG, config_text
 from train.objective import Objective, Say
 from train.optim import learning_rate, make_optimizer, set_rate
+from train.patience import merit
 from train.run_settings import RunSettings
+from train.scalars import Scalars
 from train.stream import Batch, ClipStream
 
 
@@ -43,7 +47,7 @@ class Progress:
     """How far a run is; saved with every checkpoint."""
 
     epoch: int = 0
-    best: float = -1.0
+    best: float = -math.inf  # merit
     best_epoch: int = 0
     clips: int = 0
     seconds: float = 0.0
@@ -66,6 +70,7 @@ class Trainer:
         *,
         cache: Path | None = None,
         cache_size: int | None = None,
+        tensorboard: bool = False,
     ) -> None:
         self.settings, self.recipe, self.out, self.say = settings, settings.recipe, out, say
         self._cache = partial(cache_for, root=cache, limit=cache_size)
@@ -78,8 +83,11 @@ class Trainer:
         self.optimizer = make_optimizer(
             self.model, self.recipe.lr, self.recipe.weight_decay, self.recipe.layer_decay
         )
-        self.components: list[Component] = []
-        self.steps_per_epoch = -(-len(self.train_index) // self.recipe.batch_size)
+        judged = self.val_index is not None
+        self.components = make_components(settings, self.model, self.objective.best_by, judged=judged)
+        self.components += [Scalars(out)] if tensorboard else []
+        self.clips_per_epoch = len(self.train_index) * self.recipe.repeats
+        self.steps_per_epoch = -(-self.clips_per_epoch // self.recipe.batch_size)
         self.progress = Progress()
 
     def start(self) -> None:
@@ -88,7 +96,9 @@ class Trainer:
         if (self.out / checkpoint.RUN).exists():
             shutil.rmtree(self.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(self.out / checkpoint.RUN, {**self._description(), "started_from": started_from})
+        about = self._description()
+        checkpoint.write_text(self.out / CONFIG, config_text(about["settings"]))
+        checkpoint.write_json(self.out / checkpoint.RUN, {**about, "started_from": started_from})
         if started_from:  # so that going on never needs that file again
             self._save_checkpoint()
 
@@ -119,14 +129,15 @@ class Trainer:
     def _epoch(self, stream: ClipStream, stage: Stage) -> None:
         began, waited = time.perf_counter(), stream.waited
         epoch = self.progress.epoch
+        self.model.train()
         for component in self.components:
             component.before_epoch(epoch)
-        means = self._train_epoch(stream, stage(f"epoch {epoch + 1}/{self.recipe.epochs}", len(stream.index)))
+        means = self._train_epoch(stream, stage(f"epoch {epoch + 1}/{self.recipe.epochs}", self.clips_per_epoch))
         seconds, waited = time.perf_counter() - began, stream.waited - waited
         at = self.progress
         at.epoch = epoch + 1
         at.clips, at.seconds, at.waited = (
-            at.clips + len(stream.index),
+            at.clips + self.clips_per_epoch,
             at.seconds + seconds,
             at.waited + waited,
         )
@@ -136,7 +147,7 @@ class Trainer:
             **self._validate(),
             "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "seconds": round(seconds, 3),
-            "clips_per_second": round(len(stream.index) / seconds, 1),
+            "clips_per_second": round(self.clips_per_epoch / seconds, 1),
             "data_wait": round(waited / seconds, 5),
         }
         with self._judged():
@@ -167,8 +178,7 @@ class Trainer:
             yield
 
     def _train_epoch(self, stream: ClipStream, step: Step) -> dict[str, float]:
-        """The objective's values, each its mean over the epoch's clips."""
-        self.model.train()
+        """The objective's values, each its mean over the epoch's clips; that of the loss weighted as in a step."""
         sums: dict[str, Tensor] = {}
         number = self.progress.epoch * self.steps_per_epoch
         clips = 0
@@ -178,7 +188,9 @@ class Trainer:
             number += 1
             clips += len(batch.labels)
             step(len(batch.labels))
-        return {name: total.item() / clips for name, total in sums.items()}
+        weight = sums.pop("weight", None)
+        means = {name: total.item() / clips for name, total in sums.items()}
+        return means if weight is None else {**means, "loss": (sums["loss"] / weight).item()}
 
     def _step(self, batch: Batch, number: int) -> dict[str, Tensor]:
         """Step `number` of the run; returns the objective's values of each clip."""
@@ -194,7 +206,7 @@ class Trainer:
         rng = np.random.default_rng([self.settings.seed, number])
         drawn = self.objective.draw(len(frames), (frames.shape[2], frames.shape[3]), rng)
         values = self.objective.losses(self.model, frames, batch.labels, drawn)
-        loss = values["loss"].mean()
+        loss = values["loss"].sum() / (values["weight"].sum() if "weight" in values else len(frames))
         if not torch.isfinite(loss):
             raise WorkFailed(
                 f"the loss became {loss.item()} at step {number}; try a lower --lr or --precision fp32"
@@ -215,7 +227,7 @@ class Trainer:
 
     def _keep_best(self, line: dict[str, Any]) -> None:
         """The best epoch by the objective's measure, the later of two equals; without one, the last."""
-        reached = line.get(self.objective.best_by, 0.0)
+        reached = merit(line, self.objective.best_by)
         if reached >= self.progress.best:
             self.progress.best, self.progress.best_epoch = reached, line["epoch"]
             self._save_weights(checkpoint.BEST)
@@ -241,6 +253,10 @@ class Trainer:
         return ClipStream(
             index,
             frames_per_clip=self.recipe.frames,
+            sampling=self.recipe.sampling,
+            stride=self.recipe.stride,
+            weights="balanced" if self.recipe.balanced else None,
+            repeats=self.recipe.repeats,
             batch_size=self.recipe.batch_size,
             device=self.compute.device,
             seed=self.settings.seed,
@@ -262,6 +278,7 @@ class Trainer:
             "labels": list(self.shard_set.labels),
             "mean": list(self.objective.mean),
             "std": list(self.objective.std),
+            "sample_frames": int(np.median(self.train_index.frames)),
             "frames_recipe": self.shard_set.recipe.as_dict(),
             "fingerprint": summary["fingerprint"],
             "shards_digest": summary["digest"],

@@ -22,7 +22,7 @@ def merit(line: Mapping[str, Any], metric: str) -> float:
 
 
 class Patience(Component):
-    """Ends a run when the last `epochs` epochs brought nothing better by `metric`; an equal value is not better."""
+    """Ends a run when the last `epochs` epochs brought nothing better by `metric`; as good is not better."""
 
     name = "patience"
 

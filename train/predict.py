@@ -99,8 +99,8 @@ def spaced_clips(frames: Iterator[Pixels], sampling: Sampling, clips: int, longe
 
 
 def sliding_clips(frames: Iterator[Pixels], sampling: Sampling, window: int, stride: int) -> Iterator[Clip]:
-    """A clip of each `window` frames, every `stride` frames, and one that ends with the video; frames spread evenly
-    over a shorter one.
+    """A clip of `window` frames every `stride` frames, and one that ends with the video; frames spread evenly over a
+    shorter one.
 
     Only the frames of one window are held.
     """
@@ -111,7 +111,7 @@ def sliding_clips(frames: Iterator[Pixels], sampling: Sampling, window: int, str
         places = np.arange(len(held))[clip_frames(len(held), sampling, 0)]
         return count - len(held), count, np.stack([held[place] for place in places])
 
-    for count, frame in enumerate(frames, 1):  # noqa: B007 - `clip` reads it
+    for count, frame in enumerate(frames, 1):
         held.append(frame)
         if count >= window and (count - window) % stride == 0:
             yield clip()

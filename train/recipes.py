@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass, fields
 
-BEST_BY = ("accuracy", "roc_auc", "loss")
-
 
 @dataclass(frozen=True)
 class Augment:
@@ -60,11 +58,11 @@ class TrainRecipe(Augment):
     each stage of the network over that of the one after it; `input` is what of a clip the model is shown
     (`train.inputs.INPUTS`).
 
-    `sampling`, `stride`: which frames make a clip, see `train.clips.Sampling`. `repeats`: clips of each sample in a
-    batch. `balanced`: clips are drawn so that all classes come equally often. `class_weights`: what a clip counts
-    in the loss, see `train.class_weights`. `ema`: decay of the average of the weights, 0: none, see
-    `train.ema`. `freeze_epochs`: see `train.freeze`. `best_by`: the metric (BEST_BY) on val that chooses the best
-    epoch; `patience`: the run ends after so many epochs without a better one, 0: never.
+    `sampling`, `stride`: which frames make a clip, see `train.clips.Sampling`. `repeats`: clips of each sample in
+    a batch. `balanced`: classes are drawn equally often. `class_weights`: what a clip counts in the loss, see
+    `train.class_weights`. `ema`: decay of the averaged weights, see `train.ema`; 0: none. `freeze_epochs`: see
+    `train.freeze`. `best_by`: the metric on val that chooses the best epoch; `patience`: the run ends after so many
+    epochs without a better one; 0: never.
     """
 
     flip: float = 0.5
@@ -96,7 +94,7 @@ class TrainRecipe(Augment):
         super().__post_init__()
         if self.sampling == "uniform" and self.stride != 1:
             raise ValueError(
-                f"--stride {self.stride}: not with --sampling uniform, which spreads its frames over the whole sample"
+                f"--stride {self.stride}: not with --sampling uniform, which takes frames of the whole video"
             )
         if self.batch_size % self.repeats:
             raise ValueError(f"--repeats {self.repeats}: --batch-size {self.batch_size} is not a multiple of it")

@@ -19,7 +19,9 @@ class Scalars(Component):
     def __init__(self, run: Path) -> None:
         """Raises `UserError` where TensorBoard is not installed."""
         if find_spec("tensorboard") is None:
-            raise UserError("--tensorboard: needs tensorboard; install it with pip install 'reelcache[tensorboard]'")
+            raise UserError(
+                "--tensorboard: needs tensorboard; install it with pip install 'reelcache[tensorboard]'"
+            )
         self.run = run
         self._writer: Any = None
 

@@ -21,9 +21,7 @@ from train.inputs import INPUTS, make_input, to_clips
 class Trained:
     """A run's model, and what its clips are: frames of `recipe` by `sampling`, normalised by `mean` and `std`.
 
-    `kind`: one of INPUTS, what of a clip the model is shown. `window`: how many stored frames a clip reaches over;
-    with uniform sampling, as many as the middle one of the samples that were trained on has. `about` is the run's
-    description as it stands.
+    `kind`: one of INPUTS, what of a clip the model is shown; `about` is the run's description as it stands.
     """
 
     model: Family
@@ -31,10 +29,15 @@ class Trained:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sampling: Sampling
-    window: int
     recipe: Recipe
     kind: str
     about: Mapping[str, Any]
+
+    @property
+    def window(self) -> int:
+        """How many stored frames a clip reaches over; with uniform sampling, over as many as the samples that were
+        trained on have (their median)."""
+        return int(self.about["sample_frames"]) if self.sampling.kind == "uniform" else self.sampling.span
 
     def probabilities(self, frames: Tensor, compute: Compute) -> Tensor:
         """Stored frames uint8 [B, T, H, W, 3] → float64 [B, K] on the CPU, the numbers of `train eval`."""
@@ -78,7 +81,6 @@ def load_trained(run: Path, weights: str, compute: Compute) -> Trained:
         mean=tuple(about["mean"]),
         std=tuple(about["std"]),
         sampling=sampling,
-        window=about["sample_frames"] if sampling.kind == "uniform" else sampling.span,
         recipe=recipe,
         kind=kind,
         about=about,
