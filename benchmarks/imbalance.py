@@ -2,9 +2,9 @@
 
     python benchmarks/imbalance.py ../shared/data/surveillance-fights/videos.csv
 
-Each seed draws groups for val, leaves val as it is, and keeps of the training videos all of one label and a ninth as
-many of the other. The same family is then trained three times by `train run`, and judged by balanced accuracy on
-val with the weights of the last epoch. Intervals are Student's over the seeds, 95 %; differences are paired.
+Each seed draws groups for val, leaves val as it is, and keeps of the training videos all of one label and a ninth
+as many of the other. The same family is then trained three times by `train run`, and judged by balanced accuracy
+on val with the weights of the last epoch. Intervals are Student's over the seeds, 95 %; differences are paired.
 """
 
 import csv

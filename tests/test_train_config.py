@@ -31,7 +31,7 @@ def settings_of(folder: Path) -> dict[str, object]:
 
 def test_a_runs_own_file_repeats_it_bit_for_bit(small_set: Path, tmp_path: Path) -> None:
     first, again, other = (tmp_path / name for name in ("first", "again", "other"))
-    more = ["--option", "backbone=vgg11", "--seed", 3, "--balanced", "--ema", 0.9, "--label-smoothing", 0.05]
+    more = ["--model", "vivit", "--option", "scale=micro", "--seed", 3, "--balanced", "--ema", 0.9, "--label-smoothing", 0.05]
     made = train("run", *QUICK, *more, "--shards", small_set, "--out", first)
     assert made.exit_code == 0, made.output
     config = first / "config.toml"

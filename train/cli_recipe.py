@@ -1,4 +1,4 @@
-"""The flags that say how a model is trained, for `train run` and `train compare`, and the file that may give them."""
+"""The flags that say how a model is trained, for `train run` and `train compare`, and a file that gives them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Flags in a TOML file: read for `--config`, written into every run, so that a run can be repeated from its own."""
+"""Flags in a TOML file: read for `--config`, and written into every run, so that it can be repeated."""
 
 import json
 import tomllib
@@ -18,8 +18,8 @@ COMMAND_LINE_ONLY = {"help", "version", "config", "resume", "overwrite", "as_jso
 def read_config(path: Path, command: click.Command) -> dict[str, Any]:
     """The file's values by parameter name, as `click.Context.default_map` takes them.
 
-    Keys are the command's flags without their dashes; `option` is a table. Raises `UserError`, which names file and
-    key, for a key that is no flag, or a value that the flag would not take.
+    Keys are the command's flags without their dashes; `option` is a table. Raises `UserError`, which names file
+    and key, for a key that is no flag, or a value that the flag would not take.
     """
     try:
         values = tomllib.loads(path.read_text("utf-8"))

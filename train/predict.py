@@ -99,8 +99,8 @@ def spaced_clips(frames: Iterator[Pixels], sampling: Sampling, clips: int, longe
 
 
 def sliding_clips(frames: Iterator[Pixels], sampling: Sampling, window: int, stride: int) -> Iterator[Clip]:
-    """A clip of `window` frames every `stride` frames, and one that ends with the video; frames spread evenly over a
-    shorter one.
+    """A clip of `window` frames every `stride` frames, and one that ends with the video; frames spread evenly over
+    a shorter one.
 
     Only the frames of one window are held.
     """

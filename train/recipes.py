@@ -61,8 +61,8 @@ class TrainRecipe(Augment):
     `sampling`, `stride`: which frames make a clip, see `train.clips.Sampling`. `repeats`: clips of each sample in
     a batch. `balanced`: classes are drawn equally often. `class_weights`: what a clip counts in the loss, see
     `train.class_weights`. `ema`: decay of the averaged weights, see `train.ema`; 0: none. `freeze_epochs`: see
-    `train.freeze`. `best_by`: the metric on val that chooses the best epoch; `patience`: the run ends after so many
-    epochs without a better one; 0: never.
+    `train.freeze`. `best_by`: the metric on val that chooses the best epoch; `patience`: the run ends after so
+    many epochs without a better one; 0: never.
     """
 
     flip: float = 0.5
