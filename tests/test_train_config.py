@@ -31,7 +31,19 @@ def settings_of(folder: Path) -> dict[str, object]:
 
 def test_a_runs_own_file_repeats_it_bit_for_bit(small_set: Path, tmp_path: Path) -> None:
     first, again, other = (tmp_path / name for name in ("first", "again", "other"))
-    more = ["--model", "vivit", "--option", "scale=micro", "--seed", 3, "--balanced", "--ema", 0.9, "--label-smoothing", 0.05]
+    more = [
+        "--model",
+        "vivit",
+        "--option",
+        "scale=micro",
+        "--seed",
+        3,
+        "--balanced",
+        "--ema",
+        0.9,
+        "--label-smoothing",
+        0.05,
+    ]
     made = train("run", *QUICK, *more, "--shards", small_set, "--out", first)
     assert made.exit_code == 0, made.output
     config = first / "config.toml"
@@ -50,7 +62,7 @@ def test_every_setting_is_a_flag_and_comes_back_from_the_file(tmp_path: Path) ->
     settings = RunSettings("vivit", "ü/shards", TrainRecipe(lr=1e-5), weights="w", options=options, fold="1/5")
     (tmp_path / "a.toml").write_text(config_text(settings.as_dict()))
     found = read_config(tmp_path / "a.toml", run)
-    pairs = found.pop("options")
+    pairs, found["compile"] = found.pop("options"), found.pop("compiled")
     assert found == {name: value for name, value in settings.as_dict().items() if name != "options"}
     assert pairs == ['scale=a "word"\x7f\n', "depth=3", "wide=true", "sizes=[1, 2]"]
     assert {name.replace("_", "-") for name in found} <= flags_of(run).keys()

@@ -1,4 +1,4 @@
-"""What a run carries along, as its settings ask."""
+"""What a run carries along beside model and optimiser, as its settings ask."""
 
 from models.family import Family
 from pipeline.errors import UserError
@@ -9,21 +9,25 @@ from train.patience import Patience
 from train.run_settings import RunSettings
 
 
-def make_components(settings: RunSettings, model: Family, metric: str, *, judged: bool) -> list[Component]:
-    """`metric`: the value in the log's line that patience watches; `judged`: whether there is one. Raises
-    `UserError` for what cannot be."""
+def check_carried(settings: RunSettings, *, judged: bool) -> None:
+    """`judged`: whether there is a val split. Raises `UserError` for what makes no sense."""
+    recipe = settings.recipe
+    if recipe.freeze_epochs and settings.weights is None:
+        raise UserError(
+            f"--freeze-epochs {recipe.freeze_epochs}: without --weights there is nothing learnt to keep"
+        )
+    if recipe.patience and not judged:
+        raise UserError(f"--patience {recipe.patience}: the set has no split 'val' to judge an epoch by")
+
+
+def carried(settings: RunSettings, model: Family, metric: str) -> list[Component]:
+    """`metric`: the value in the log's line that patience watches."""
     recipe = settings.recipe
     found: list[Component] = []
     if recipe.freeze_epochs:
-        if settings.weights is None:
-            raise UserError(
-                f"--freeze-epochs {recipe.freeze_epochs}: without --weights there is nothing learnt to keep"
-            )
         found.append(Freeze(model, recipe.freeze_epochs))
     if recipe.ema:
         found.append(Ema(model, recipe.ema))
     if recipe.patience:
-        if not judged:
-            raise UserError(f"--patience {recipe.patience}: the set has no split 'val' to judge an epoch by")
         found.append(Patience(metric, recipe.patience))
     return found

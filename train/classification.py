@@ -41,6 +41,11 @@ class Classification(Objective):
         weights = class_weights(self.recipe.class_weights, shard_set.labels, train.label)
         self._class_weights = None if weights is None else torch.tensor(weights, device=compute.device)
 
+    @property
+    def unit(self) -> int:
+        """Pairs, where clips are mixed."""
+        return 2 if self.recipe.mixes else 1
+
     def splits(self) -> tuple[SplitIndex, SplitIndex | None]:
         """Train and val, or what the fold makes of them."""
         return train_and_val(self.shard_set, self.settings.fold)

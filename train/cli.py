@@ -1,5 +1,6 @@
 """`train`: shards to models and metrics. Heavy imports stay inside the commands: `--help` answers at once."""
 
+import shlex
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from pipeline.console import PLACE, Commands, json_option, print_json, print_table, progress
+from pipeline.report import no_stage
 from train.cli_eval import cache_options, compare, evaluate, score_rows
 from train.cli_recipe import config_option, family_option, make_recipe, recipe_options, stopping_options
 from train.cli_use import export, predict
@@ -46,9 +48,23 @@ main.add_command(export)
     "--fold", metavar="k/K", help="Hold fold k of K (0/5 … 4/5) out of train and val together, by group."
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="Start from a checkpoint's file, or from another run."
+)
+@click.option(
+    "--compile/--no-compile",
+    "compiled",
+    default=False,
+    help="Compile the model (torch.compile); needs a compiler.",
+)
+@click.option("--fsdp/--no-fsdp", default=False, help="Divide the weights among the ranks of torchrun (FSDP).")
+@click.option(
+    "--checkpoint-every",
+    default="10min",
+    show_default=True,
+    metavar="STEPS|MINUTESmin",
+    help="Besides after each epoch.",
 )
 @family_option
 @recipe_options
@@ -71,6 +87,9 @@ def run(
     device: str,
     precision: str,
     weights: Path | None,
+    compiled: bool,
+    fsdp: bool,
+    checkpoint_every: str,
     options: dict[str, Any],
     tensorboard: bool,
     resume: bool,
@@ -83,40 +102,64 @@ def run(
     \b
     Example:  train run --model early_fusion --epochs 20 --out runs/first
               train run --config runs/first/config.toml --seed 1
+              torchrun --nproc-per-node 2 -m train run --model early_fusion --out runs/second
     """
     from pipeline.errors import UserError
     from train.recipes import RECIPES
+    from train.stopping import Every
 
     if model not in RECIPES:
         raise UserError(f"--model {model}: no such family; there are {', '.join(RECIPES)}")
+    every = Every.parse(checkpoint_every)
     if resume and out is None:
         raise UserError("--resume: say which run with --out")
     out = out or DEFAULT_RUNS / f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
     recipe = make_recipe(model, flags)
     _claim(out, resume=resume, overwrite=overwrite)
 
-    from train.loop import Trainer, describe_set
+    from train.ranks import join_ranks
     from train.run_settings import RunSettings
 
     settings = RunSettings(
         model, str(shards), recipe, seed, device, precision, str(weights.resolve()) if weights else None, options,
-        fold,
+        fold, compiled, fsdp,
     )  # fmt: skip
     if resume:
         told = ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP
         asked = {name for name in ctx.params if ctx.get_parameter_source(name) in told}
         settings = _saved_settings(out, settings, asked)
-    say = partial(click.echo, err=True)
-    trainer = Trainer(settings, out, say, cache=cache, cache_size=cache_size, tensorboard=tensorboard)
-    trainer.say(describe_set(trainer.shard_set))
-    trainer.resume() if resume else trainer.start()
-    with progress("clips") as stage:
-        metrics = trainer.fit(stage)
+    with join_ranks() as ranks:  # all of them have seen by then that the folder may be used
+        out = Path(ranks.text_of_first(str(out)))
+        kept = {"cache": cache, "cache_size": cache_size, "checkpoint_every": every, "ranks": ranks,
+                "tensorboard": tensorboard}  # fmt: skip
+        metrics = _fit(ctx, settings, out, kept, resume=resume)
+    if not ranks.first:
+        return
     if as_json:
         print_json({"run": str(out), **metrics})
         return
     print_table(str(out), _metric_rows(metrics))
     click.echo(f"next: train eval {out}")
+
+
+def _fit(ctx: click.Context, settings: Any, out: Path, kept: dict[str, Any], *, resume: bool) -> dict[str, Any]:
+    """Train to the end; a run that is stopped says what goes on with it."""
+    from train.loop import Trainer, describe_set
+    from train.stopping import Stopped
+
+    first = kept["ranks"].first
+    trainer = Trainer(settings, out, partial(click.echo, err=True), **kept)
+    trainer.say(describe_set(trainer.shard_set))
+    trainer.resume() if resume else trainer.start()
+    try:
+        with progress("clips") as stage:
+            return trainer.fit(stage if first else no_stage)
+    except Stopped as stopped:
+        command = f"train run --model {settings.model} --out {shlex.quote(str(out))} --resume"
+        if kept["ranks"].of > 1:
+            command = f"torchrun --nproc-per-node {kept['ranks'].of} -m {command}"
+        trainer.say(f"{stopped}; go on with: {command}")
+        ctx.exit(128 + stopped.number)
 
 
 main.command("eval")(evaluate)
@@ -131,7 +174,7 @@ main.command("compare")(recipe_options(compare))
 @click.option("--batch-size", type=click.IntRange(1), help="Clips a step.  [default: the family's]")
 @click.option("--frames", type=click.IntRange(1), help="T: frames a clip.  [default: the family's]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
 @click.option("--seconds", type=click.FloatRange(0), default=10, show_default=True, help="For each of the three.")
 @json_option
 def bench(
@@ -228,6 +271,7 @@ def _saved_settings(out: Path, asked: Any, given: set[str]) -> Any:
 
     saved = RunSettings.from_dict(read_run(out)["settings"])
     before, now = saved.as_dict(), {**asked.as_dict(), "shards": absolute(asked.shards)}
+    given = {"compile" if name == "compiled" else name for name in given}
     for name in sorted(given & set(before)):
         if now[name] != before[name]:
             flag = "option" if name == "options" else name.replace("_", "-")

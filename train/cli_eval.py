@@ -46,7 +46,7 @@ def cache_options(command: Any) -> Any:
 @click.option("--overwrite", is_flag=True, help="Replace these files.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Clips a step.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
 @json_option
 def evaluate(
     run_folder: Path,
@@ -110,7 +110,7 @@ def _warn_of_leaks(split: str, leaks: dict[str, Any]) -> None:
 @click.option("--clips", type=click.IntRange(1), default=5, show_default=True, help="Clips a video, averaged.")
 @click.option("--jobs", type=click.IntRange(1), help="Runs at a time.  [default: one a GPU]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
 @click.option("--weights", metavar="[FAMILY=]PATH", multiple=True, help="Start from a file, or a run; repeatable.")
 @click.option(
     "--option", "options", metavar="FAMILY.NAME=VALUE", multiple=True,

@@ -24,6 +24,7 @@ RECIPE_FLAGS: list[Callable[[Any], Any]] = [
     click.option("--warmup", type=click.FloatRange(0), help="Epochs of linear warm-up."),
     click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="Of the cross-entropy."),
     click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help="Gradients are cut to this norm."),
+    click.option("--accumulate", type=click.IntRange(1), help="Parts in which a batch goes through the model."),
     click.option(
         "--layer-decay", type=click.FloatRange(0, 1, min_open=True), help="Rate of a stage over the next one's."
     ),

@@ -14,7 +14,7 @@ class Ema(Component):
     as a teacher of networks: Tarvainen & Valpola 2017, arXiv 1703.01780).
 
     Statistics of norm layers are averaged as weights are, since they belong to them; whole numbers, such as a
-    count of batches, are taken over.
+    count of batches, are taken over. It begins at the weights that the model has when this is made.
     """
 
     name = "ema"
@@ -23,11 +23,6 @@ class Ema(Component):
         self.decay, self.updates = decay, 0
         self._model = model
         self._means = _copies(model)
-
-    def before_epoch(self, epoch: int) -> None:  # noqa: ARG002
-        """Before the first step the average is the weights, loaded ones too."""
-        if not self.updates:
-            self._means = _copies(self._model)
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -59,8 +54,7 @@ class Ema(Component):
         means = {name: value for name, value in state.items() if name != "updates"}
         if means.keys() != self._means.keys():
             raise ValueError("the averaged weights are not those of this model")
-        for name, value in means.items():
-            self._means[name].copy_(value)
+        self._means = means
         self.updates = int(state["updates"])
 
 

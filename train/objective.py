@@ -38,6 +38,11 @@ class Objective(ABC):
     # The value in the log's line that chooses the best epoch, see `train.patience.merit`; without it, the last.
     best_by: str = ""
 
+    @property
+    def unit(self) -> int:
+        """So many neighbours of a batch must stay together when it is cut for ranks and micro-batches."""
+        return 1
+
     def __init__(self, settings: RunSettings, shard_set: ShardSet, compute: Compute, say: Say) -> None:
         """Raises `UserError` where this cannot be learnt from that set."""
         self.settings, self.recipe = settings, settings.recipe

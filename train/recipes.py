@@ -55,8 +55,8 @@ class TrainRecipe(Augment):
     """Settings of one training run; every one can be given as a flag of `train run`.
 
     `lr` is the peak, reached after `warmup` epochs and followed by a cosine to zero; `layer_decay` is the rate of
-    each stage of the network over that of the one after it; `input` is what of a clip the model is shown
-    (`train.inputs.INPUTS`).
+    each stage of the network over that of the one after it; a batch goes through the model in `accumulate` parts;
+    `input` is what of a clip the model is shown (`train.inputs.INPUTS`).
 
     `sampling`, `stride`: which frames make a clip, see `train.clips.Sampling`. `repeats`: clips of each sample in
     a batch. `balanced`: classes are drawn equally often. `class_weights`: what a clip counts in the loss, see
@@ -78,6 +78,7 @@ class TrainRecipe(Augment):
     warmup: float = 1.0
     label_smoothing: float = 0.1
     clip_norm: float = 1.0
+    accumulate: int = 1
     layer_decay: float = 1.0
     dropout: float = 0.0
     sampling: str = "window"
