@@ -82,7 +82,7 @@ class Trainer:
             compile_model(self.model, self.compute)
         self.steps_per_epoch = -(-self.clips_per_epoch // self.recipe.batch_size)
         self.progress = Progress()
-        check_carried(settings, judged=self.val_index is not None)
+        check_carried(settings, judged=self.val_index is not None and bool(self.objective.best_by))
         self._scalars = [Scalars(out)] if tensorboard and ranks.first else []
 
     def _check_batches(self) -> None:
