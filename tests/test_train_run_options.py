@@ -155,7 +155,7 @@ def test_a_step_goes_down_the_weighted_mean_that_torch_takes(
 
     monkeypatch.setattr(Classification, "losses", spied)
     monkeypatch.setattr("train.step.nn.utils.clip_grad_norm_", noted)
-    run(small_set, tmp_path, "--epochs", 1, "--class-weights", "dogs=3", *more)
+    run(small_set, tmp_path, "--epochs", 1, "--class-weights", "dogs=3", "--label-smoothing", 0.1, *more)
     assert len(steps) == 2
     for found, wanted in steps:
         torch.testing.assert_close(found, wanted)
