@@ -1,6 +1,7 @@
 """The options of `train run` from end to end, on a tiny set."""
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from train.classification import Classification
 from train.cli import main
 from train.clips import Sampling
 from train.compute import Compute
-from train.loop import Trainer
+from train.ema import Ema
 from train.predict import sliding_clips
 from train.trained import load_trained
 
@@ -70,19 +71,19 @@ def test_a_stopped_run_with_all_options_resumes_to_the_same_weights(
     flags = ["--epochs", 3, "--ema", 0.8, "--patience", 9, "--freeze-epochs", 2, "--weights", run_folder]
     flags += ["--repeats", 2, "--balanced", "--class-weights", "cats=2", "--stride", 2, "--best-by", "loss"]
     run(small_set, whole, *flags)
-    epoch = Trainer._epoch
-    for stops_at in (1, 2):  # within the frozen epochs, and when they end
+    after_step, steps = Ema.after_step, itertools.count(1)
 
-        def stops(self, *arguments, stops_at=stops_at):  # type: ignore[no-untyped-def]
-            if self.progress.epoch == stops_at:
-                raise KeyboardInterrupt
-            return epoch(self, *arguments)
+    def stops(self: Ema) -> None:
+        if next(steps) in (3, 11):  # in the first frozen epoch, and soon after the last
+            raise KeyboardInterrupt
+        after_step(self)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "_epoch", stops)
-            more = ["--resume"] if stops_at > 1 else []
-            train("run", *QUICK, "--shards", small_set, "--out", stopped, *flags, *more)
-        assert len(log_of(stopped)) == stops_at
+    with monkeypatch.context() as patch:
+        patch.setattr(Ema, "after_step", stops)
+        for more in ([], ["--resume"]):
+            often = ["--checkpoint-every", 1]
+            train("run", *QUICK, "--shards", small_set, "--out", stopped, *flags, *often, *more)
+        assert next(steps) == 12 and len(log_of(stopped)) == 2
     train("run", "--model", "vivit", "--out", stopped, "--resume")
     for name in ("last.safetensors", "best.safetensors", "checkpoint.safetensors"):
         if name.startswith("checkpoint"):  # seconds stand in its metadata
