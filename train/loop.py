@@ -75,6 +75,8 @@ class Trainer:
         self.objective = objective(settings, self.shard_set, self.compute, self.say)
         self.train_index, self.val_index = self.objective.splits()
         self.clips_per_epoch = len(self.train_index) * self.recipe.repeats
+        if settings.compile and settings.fsdp and ranks.of > 1:
+            raise UserError("--compile, --fsdp: are not tried together; leave one of them out")
         self._check_batches()
         torch.manual_seed(settings.seed)
         self.model = self.compute.prepare(self.objective.build())
