@@ -120,8 +120,8 @@ class Trainer:
                 shutil.rmtree(self.out)
             self.out.mkdir(parents=True, exist_ok=True)
             about = {**self._description(), "started_from": started_from}
-            checkpoint.write_text(self.out / CONFIG, config_text(about["settings"]))
             checkpoint.write_json(self.out / checkpoint.RUN, about)
+            checkpoint.write_text(self.out / CONFIG, config_text(about["settings"]))
         if started_from:  # so that going on never needs that file again
             self._save_checkpoint()
 
