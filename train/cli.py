@@ -1,7 +1,6 @@
 """`train`: shards to models and metrics. Heavy imports stay inside the commands: `--help` answers at once."""
 
 import shlex
-from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -13,13 +12,11 @@ from click.core import ParameterSource
 from pipeline.console import PLACE, Commands, json_option, print_json, print_table, progress
 from pipeline.report import no_stage
 from train.cli_eval import cache_options, compare, evaluate, score_rows
+from train.cli_recipe import config_option, family_option, make_recipe, recipe_options, stopping_options
 from train.cli_use import export, predict
 
 DEFAULT_SHARDS = Path("data/shards")
 DEFAULT_RUNS = Path("runs")
-SHARE = click.FloatRange(0, 1)
-TRUTH = {"true": True, "yes": True, "false": False, "no": False}
-FIXED = ("name", "num_classes", "num_frames", "size", "in_channels", "dropout")  # told by the set and other flags
 SEED = click.IntRange(0, 2**31 - 1)
 
 
@@ -38,61 +35,8 @@ main.add_command(predict)
 main.add_command(export)
 
 
-# A flag that is not given takes the family's default, from train/recipes.py.
-RECIPE_FLAGS: list[Callable[[Any], Any]] = [
-    click.option("--epochs", type=click.IntRange(1), help="Passes over the training clips."),
-    click.option("--batch-size", type=click.IntRange(1), help="Clips a step."),
-    click.option("--frames", type=click.IntRange(1), help="T: frames a clip, at the stored rate."),
-    click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate."),
-    click.option("--weight-decay", type=click.FloatRange(0), help="AdamW's, on weights only."),
-    click.option("--warmup", type=click.FloatRange(0), help="Epochs of linear warm-up."),
-    click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="Of the cross-entropy."),
-    click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help="Gradients are cut to this norm."),
-    click.option("--accumulate", type=click.IntRange(1), help="Parts in which a batch goes through the model."),
-    click.option(
-        "--layer-decay", type=click.FloatRange(0, 1, min_open=True), help="Rate of a stage over the next one's."
-    ),
-    click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Before the last layer."),
-    click.option(
-        "--crop", type=click.FloatRange(0, 1, min_open=True), help="Smallest share of the area kept; 1: all."
-    ),
-    click.option("--ratio", type=click.FloatRange(1), help="How much wider or higher a crop may be; 1: none."),
-    click.option("--flip", type=SHARE, help="Share of clips that are mirrored."),
-    click.option("--brightness", type=SHARE, help="How far its factor may be from 1; 0: no change."),
-    click.option("--contrast", type=SHARE, help="Likewise."),
-    click.option("--saturation", type=SHARE, help="Likewise."),
-    click.option("--hue", type=click.FloatRange(0, 0.5), help="How far colours may turn, of a whole turn."),
-    click.option("--grayscale", type=SHARE, help="Share of clips without colour."),
-    click.option("--blur", type=SHARE, help="Share of clips that are blurred."),
-    click.option("--erase", type=SHARE, help="Share of clips with a blank box."),
-    click.option("--mixup", type=click.FloatRange(0), help="Alpha of mixup; 0: none."),
-    click.option("--cutmix", type=click.FloatRange(0), help="Alpha of CutMix; 0: none."),
-    click.option(
-        "--input",
-        type=click.Choice(["rgb", "diff", "rgb+diff"]),
-        help="Colours, changes, or both.",
-    ),
-]
-
-
-def recipe_options(command: Any) -> Any:
-    """All flags that override a family's recipe."""
-    for option in reversed(RECIPE_FLAGS):
-        command = option(command)
-    return command
-
-
-family_option = click.option(
-    "--option",
-    "options",
-    metavar="NAME=VALUE",
-    multiple=True,
-    callback=lambda _ctx, _param, given: _parse_options(given),
-    help="One of the family's own, such as fusion=concat; may be repeated.",
-)
-
-
 @main.command()
+@config_option
 @click.option("--model", required=True, help="The family; `train models` lists them.")
 @click.option("--shards", type=PLACE, default=DEFAULT_SHARDS, show_default=True, help="The set: a path or URL.")
 @cache_options
@@ -108,8 +52,13 @@ family_option = click.option(
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="Start from a checkpoint's file, or from another run."
 )
-@click.option("--compile", "compiled", is_flag=True, help="Compile the model (torch.compile); needs a compiler.")
-@click.option("--fsdp", is_flag=True, help="Divide the weights among the ranks of torchrun (FSDP).")
+@click.option(
+    "--compile/--no-compile",
+    "compiled",
+    default=False,
+    help="Compile the model (torch.compile); needs a compiler.",
+)
+@click.option("--fsdp/--no-fsdp", default=False, help="Divide the weights among the ranks of torchrun (FSDP).")
 @click.option(
     "--checkpoint-every",
     default="10min",
@@ -119,6 +68,8 @@ family_option = click.option(
 )
 @family_option
 @recipe_options
+@stopping_options
+@click.option("--tensorboard/--no-tensorboard", default=False, help="Write the log for TensorBoard, too.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @json_option
@@ -140,6 +91,7 @@ def run(
     fsdp: bool,
     checkpoint_every: str,
     options: dict[str, Any],
+    tensorboard: bool,
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -149,10 +101,9 @@ def run(
 
     \b
     Example:  train run --model early_fusion --epochs 20 --out runs/first
+              train run --config runs/first/config.toml --seed 1
               torchrun --nproc-per-node 2 -m train run --model early_fusion --out runs/second
     """
-    from dataclasses import replace
-
     from pipeline.errors import UserError
     from train.recipes import RECIPES
     from train.stopping import Every
@@ -163,8 +114,7 @@ def run(
     if resume and out is None:
         raise UserError("--resume: say which run with --out")
     out = out or DEFAULT_RUNS / f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
-    given = {name: value for name, value in flags.items() if value is not None}
-    recipe = replace(RECIPES[model], **given)
+    recipe = make_recipe(model, flags)
     _claim(out, resume=resume, overwrite=overwrite)
 
     from train.ranks import join_ranks
@@ -175,11 +125,13 @@ def run(
         fold, compiled, fsdp,
     )  # fmt: skip
     if resume:
-        asked = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        told = ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP
+        asked = {name for name in ctx.params if ctx.get_parameter_source(name) in told}
         settings = _saved_settings(out, settings, asked)
     with join_ranks() as ranks:  # all of them have seen by then that the folder may be used
         out = Path(ranks.text_of_first(str(out)))
-        kept = {"cache": cache, "cache_size": cache_size, "checkpoint_every": every, "ranks": ranks}
+        kept = {"cache": cache, "cache_size": cache_size, "checkpoint_every": every, "ranks": ranks,
+                "tensorboard": tensorboard}  # fmt: skip
         metrics = _fit(ctx, settings, out, kept, resume=resume)
     if not ranks.first:
         return
@@ -233,15 +185,13 @@ def bench(
     \b
     Example:  train bench --model early_fusion
     """
-    from dataclasses import replace
-
     from pipeline.errors import UserError
     from pipeline.shards.index import read_set
     from train.recipes import RECIPES
 
     if model not in RECIPES:
         raise UserError(f"--model {model}: no such family; there are {', '.join(RECIPES)}")
-    recipe = replace(RECIPES[model], **{name: value for name, value in flags.items() if value is not None})
+    recipe = make_recipe(model, flags)
     shard_set = read_set(shards)
 
     from train.bench import bench as measure
@@ -294,26 +244,6 @@ def models(
         ],
         ("model", "parameters", "GFLOPs", "T×C×H×W", "weights", "source"),
     )  # fmt: skip
-
-
-def _parse_options(given: tuple[str, ...]) -> dict[str, Any]:
-    """`depth=3 bidirectional=yes fusion=concat` → truth values and numbers, else words. Raises `UserError`."""
-    import json
-
-    from pipeline.errors import UserError
-
-    options: dict[str, Any] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise UserError(f"--option {text}: must be NAME=VALUE, such as fusion=concat")
-        if name in FIXED:
-            raise UserError(f"--option {text}: is not the family's own to choose")
-        try:
-            options[name] = TRUTH[value.lower()] if value.lower() in TRUTH else json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
 
 
 def _claim(out: Path, *, resume: bool, overwrite: bool) -> None:

@@ -51,7 +51,7 @@ def predict_split(
     The clips are spread over the ranks of `compute`, and all ranks get all probabilities.
     """
     index, ranks = stream.index, compute.ranks
-    chosen = evaluation_clips(index.frames, stream.frames_per_clip, clips)
+    chosen = evaluation_clips(index.frames, stream.sampling, clips)
     # As many on every rank, since ranks that share a model's weights call it together: some clips come twice.
     own = np.arange(ranks.rank, -(-len(chosen) // ranks.of) * ranks.of, ranks.of)
     fresh = own < len(chosen)
@@ -155,7 +155,9 @@ def _predict(
 ) -> Predictions:
     with ClipStream(
         index,
-        frames_per_clip=trained.frames_per_clip,
+        frames_per_clip=trained.sampling.frames,
+        sampling=trained.sampling.kind,
+        stride=trained.sampling.stride,
         batch_size=batch_size,
         device=compute.device,
         shards=source,
