@@ -14,7 +14,7 @@ Differences show motion to whoever looks at one frame: the last row says what si
 
 Last result, 2026-11-22, 64 val videos: single_frame 0.594, late_fusion 0.578 (chance is within their intervals);
 early_fusion, cnn_lstm and s3d 1.000, cnn_mamba 0.984; vivit 0.922 (0.830 to 0.966), videomae 0.906 (0.810 to
-0.956), these two by `train run` with the same flags, best epoch. On colours alone they stayed at chance, with other settings.
+0.956), these two by `train run` with the same flags, best epoch. On colours alone they stayed at chance.
 """
 
 import json
