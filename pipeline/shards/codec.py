@@ -18,6 +18,9 @@ from pipeline.shards import Frames
 
 ZSTD_LEVEL = 1  # higher levels gain a few percent here and cost several times the time
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+BASELINE = 0xC0  # JPEG markers: frame header of a baseline picture …
+TABLES = frozenset([0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)])  # … and what may stand before it
+START_OF_SCAN, MOST_SCANS = b"\xff\xda", 4  # each scan costs a pass over the picture, however short it is
 
 
 class Codec(Protocol):
@@ -112,23 +115,34 @@ class Jpeg:
 
     def decode(self, data: memoryview, out: Frames) -> None:
         """See `Codec.decode`. The size that the file claims is read before anything is allocated for it."""
-        if jpeg_size(data) != out.shape[1:3]:
+        if jpeg_size(data) != out.shape[1:3] or bytes(data).count(START_OF_SCAN) > MOST_SCANS:
             raise ValueError(f"no JPEG of {out.shape[2]}×{out.shape[1]}")
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        try:
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        except cv2.error as error:
+            raise ValueError(f"a JPEG that cannot be decoded: {error.err}") from error
         if picture is None or picture.shape != out.shape[1:]:
             raise ValueError("a JPEG that cannot be decoded")
         cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=out[0])
 
 
 def jpeg_size(data: memoryview) -> tuple[int, int] | None:
-    """(height, width) from the frame header (ITU T.81, B.2.2), or None where there is none."""
+    """(height, width) from the header of a baseline frame (ITU T.81, B.2.2), or None where there is none.
+
+    Only what a decoder cannot read in another way is passed over: a marker without a length would let it see
+    another header than this. Nor is it another kind of picture: OpenCV would decode that, of any size.
+    """
+    if data[:2] != b"\xff\xd8":
+        return None
     place = 2
     while place + 9 <= len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if marker == BASELINE:
             return int.from_bytes(data[place + 5 : place + 7], "big"), int.from_bytes(
                 data[place + 7 : place + 9], "big"
             )
+        if marker not in TABLES or length < 2:
+            return None
         place += 2 + length
     return None
 
