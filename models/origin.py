@@ -39,5 +39,6 @@ def read_origin(path: Path) -> Origin | None:
         told = json.loads(text)
         grid = None if told["grid"] is None else (int(told["grid"][0]), int(told["grid"][1]), int(told["grid"][2]))
         return Origin(told["family"], told["options"], tuple(told["mean"]), tuple(told["std"]), grid)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    # RecursionError: JSON that is nested too deep; OverflowError: an infinity
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"{path}: its metadata cannot be read: {error!r}") from error

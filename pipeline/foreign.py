@@ -6,10 +6,12 @@ promises. `models` has its own checks, as it knows nothing of this room.
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 MOST_TEXT = 1 << 27  # bytes of a sidecar, or of an array's description; both are read into checked structs
 MOST_JSON = 1 << 24  # bytes of any other JSON: `[[],[],…` takes 24 times its length as Python objects
 

@@ -15,7 +15,7 @@ CONTRACT = 1  # version of docs/format.md; part of the fingerprint
 FITS = ("stretch", "crop", "pad")
 ON_CORRUPT = ("reject", "keep")
 LARGEST_SIDE = 4096  # pixels
-MOST_FRAMES = 10**9  # of a sample
+MOST = {"width": LARGEST_SIDE, "height": LARGEST_SIDE, "quality": 100, "max_frames": 10**9}
 RATE = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?(?:/[0-9]{1,12})?")
 
 
@@ -58,14 +58,10 @@ class Recipe:
         try:
             if values["fit"] not in FITS or values["on_corrupt"] not in ON_CORRUPT:
                 raise ValueError(f"fit {values['fit']!r} or on_corrupt {values['on_corrupt']!r} is unknown")
-            numbers = {
-                name: values.get(name, cls.quality) for name in ("width", "height", "quality", "max_frames")
-            }
-            for (name, number), most in zip(
-                numbers.items(), (LARGEST_SIDE, LARGEST_SIDE, 100, MOST_FRAMES), strict=True
-            ):
-                if type(number) is not int or not 1 <= number <= most:
-                    raise ValueError(f"{name} is {number!r}, not a number from 1 to {most}")
+            numbers = {name: values.get(name, cls.quality) for name in MOST}
+            for name, number in numbers.items():
+                if type(number) is not int or not 1 <= number <= MOST[name]:
+                    raise ValueError(f"{name} is {number!r}, not a number from 1 to {MOST[name]}")
             return cls(
                 **numbers,
                 fps=parse_fps(str(values["fps"])),

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.foreign import CONTROL
 from pipeline.places import as_place, filesystem, is_url, reached
 
 VIDEO_EXTENSIONS = frozenset(
@@ -169,6 +170,8 @@ def _from_folder(root: str, found: list[tuple[str, ...]], pattern: re.Pattern[st
         id_ = "/".join(parts)
         split = SPLIT_FOLDERS[parts[0].lower()] if by_split else None
         label = parts[1] if by_split else parts[0]
+        if CONTROL.search(label):
+            raise UserError(f"{root}: the folder name {label!r} has control characters; rename it, it is a label")
         videos.append(Video(id_, os.path.join(root, *parts), label, _group(id_, pattern), split))
     return videos
 
@@ -214,6 +217,8 @@ def _from_csv(place: str, text: str, pattern: re.Pattern[str] | None) -> list[Vi
     try:
         rows = csv.DictReader(io.StringIO(text, newline=""))
         columns = set(rows.fieldnames or ())
+        if len(columns) < len(rows.fieldnames or ()):
+            raise UserError(f"{place}: two columns of its first line have the same name")
         if not {"path", "label"} <= columns:
             raise UserError(
                 f"{place}: a CSV of videos needs the columns path,label (and may have split, group, key); "

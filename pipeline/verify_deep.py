@@ -47,8 +47,8 @@ def look_inside(path: Path, sidecar: Sidecar, recipe: Recipe) -> None:
 
 
 def _check_tar(path: Path, sidecar: Sidecar, recipe: Recipe) -> None:
-    """Header by header, as `tarfile` reads them, but no further than they are right: it would follow what a stranger
-    writes into headers of other kinds, or unpack it."""
+    """Header by header, as `tarfile` reads them, but no further than they are right: by itself it follows what a
+    stranger writes into headers of other kinds, or unpacks it."""
     codec, place = get_codec(recipe), 0
     with map_file(path) as tar:
         for sample in sidecar.samples:

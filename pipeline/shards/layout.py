@@ -43,9 +43,8 @@ def check_layout(sidecar: Sidecar, recipe: Recipe) -> None:
     chunk = np.uint64(codec.chunk)
     begin = np.zeros_like(frames) if in_tar else offset % chunk  # of the sample in its first chunk
     chunks = (begin + frames + chunk - np.uint64(1)) // chunk
-    refuse(
-        (checksums > 0) & (checksums != chunks * np.uint64(DIGITS)), "has another number of checksums than chunks"
-    )
+    wanted = chunks * np.uint64(DIGITS)
+    refuse((checksums > 0) & (checksums != wanted), "has another number of checksums than chunks")
     length = frames
     if in_tar and isinstance(codec, Raw):
         length = frames * np.uint64(recipe.width * recipe.height * 3)

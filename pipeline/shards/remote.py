@@ -162,7 +162,7 @@ class RemoteFolder:
         raise AssertionError("the last pause is None")
 
     def _taken(self, name: str) -> bytes:
-        """The bytes of a text; of a web server, which may send without end, no more than it takes to refuse them."""
+        """The bytes of a text; of a web server, which may send without end, no more than are refused."""
         if not self._is(HTTP):
             data: bytes = self._system.cat_file(self._path(name))
             return data

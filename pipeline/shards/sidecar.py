@@ -16,6 +16,7 @@ import numpy as np
 from msgspec.structs import asdict, force_setattr
 
 from pipeline.errors import UserError
+from pipeline.foreign import CONTROL
 
 SHARD = re.compile(r"(?:train|val|test)-[0-9]{6}\.tar|frames\.zarr/(?:train|val|test)-[0-9]{6}")
 CHECKSUM = ',\n "crc32c": "'  # the last field of the file, of all bytes before it
@@ -24,9 +25,8 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 Buckets = Annotated[int, msgspec.Meta(ge=1, le=MOST_BUCKETS)]
 Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # it becomes the name of a file
-KEY_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-#"
-HEX_BYTES = b"0123456789abcdef"
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+KEY_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_#-"
+HEX_BYTES = b"abcdef0123456789"
 
 
 class Sample(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -148,7 +148,7 @@ def _check_names(sidecar: Sidecar) -> None:
     ):
         # All at once: a large index has a million of them.
         rest = "".join(names).encode("utf-8", "surrogateescape").translate(None, allowed)
-        if rest or (field == "key" and "" in names):
+        if rest or (field == "key" and not all(names)):
             wrong = next(
                 name for name in names if not name or name.encode("utf-8", "replace").translate(None, allowed)
             )

@@ -184,7 +184,8 @@ class ArrayReader:
         self._index = self._read_index()
 
     def _read_index(self) -> NDArray[np.uint64]:
-        """[chunks, 2]: (start, bytes) of each chunk. Raises `UserError` where the file does not hold what its index says."""
+        """[chunks, 2]: start and bytes of each. Raises `UserError` where the file does not hold what its index
+        says."""
         frames = max((extent.stop for extent in self._samples.values()), default=0)
         chunks = max(1, -(-frames // self._codec.chunk))
         data = self._map[-16 * chunks - CHECKSUM :]
