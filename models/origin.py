@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 OURS = "reelcache"  # our format, and the one key of its metadata: the order of several would not be kept
 Grid = tuple[int, int, int]  # time steps, rows, columns
@@ -31,8 +31,11 @@ def read_origin(path: Path) -> Origin | None:
     """What the file says of itself; None where it is none of ours. Raises `ValueError` where that is damaged."""
     if path.suffix != ".safetensors":
         return None
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(OURS)
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(OURS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
     if text is None:
         return None
     try:

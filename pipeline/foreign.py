@@ -8,8 +8,9 @@ import json
 import os
 import re
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 MOST_TEXT = 1 << 27  # bytes of a sidecar, or of an array's description; both are read into checked structs
@@ -20,7 +21,7 @@ class OverlongError(OSError):
     """A text of more bytes than any such file needs."""
 
 
-def open_plain(path: Path | str) -> BinaryIO:
+def open_plain(path: Path | str) -> BufferedReader:
     """A file to read, which is one: a pipe would be waited for, a device never ends. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:

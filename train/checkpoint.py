@@ -110,7 +110,7 @@ def check_shapes(path: Path, make: Callable[[], nn.Module], options: Mapping[str
     if wrong := [name for name in {**wanted, **shapes} if wanted.get(name) != shapes.get(name)]:
         name = wrong[0]
         raise UserError(
-            f"{path}: does not fit the model that {RUN} describes: {len(wrong)} tensors differ, the first is {name}, "
+            f"{path}: does not fit the model of {RUN}: {len(wrong)} tensors differ, the first is {name[:80]}, "
             f"{shapes.get(name, 'missing')} in the file, {wanted.get(name, 'none')} in the model"
         )
 

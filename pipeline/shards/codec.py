@@ -132,7 +132,7 @@ def jpeg_size(data: memoryview) -> tuple[int, int] | None:
     Only what a decoder cannot read in another way is passed over: a marker without a length would let it see
     another header than this. Nor is it another kind of picture: OpenCV would decode that, of any size.
     """
-    if data[:2] != b"\xff\xd8":
+    if bytes(data[:2]) != b"\xff\xd8":
         return None
     place = 2
     while place + 9 <= len(data) and data[place] == 0xFF:

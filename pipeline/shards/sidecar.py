@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import google_crc32c
 import msgspec
@@ -24,6 +24,7 @@ MOST_BUCKETS = 10**6  # a name has six digits for them
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 Buckets = Annotated[int, msgspec.Meta(ge=1, le=MOST_BUCKETS)]
+Split = Annotated[str, msgspec.Meta(pattern=r"\A(?:train|val|test)\Z")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # it becomes the name of a file
 KEY_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_#-"
 HEX_BYTES = b"abcdef0123456789"
@@ -80,7 +81,7 @@ class Sidecar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     shard: str
     fingerprint: str
-    split: Literal["train", "val", "test"]
+    split: Split
     bucket: Count
     buckets: Buckets
     bytes: Count

@@ -35,6 +35,6 @@ def make_set(root: Path, recipe: Recipe, frames: tuple[int, ...] = (20, 3), spli
         samples.append(Sample(sample_key(video), video, label, video, digest, count, *place))
     writer.close()
     held = tuple(msgspec.structs.replace(sample, crc32c=writer.checksums(sample)) for sample in samples)
-    sidecar = Sidecar(shard_format.name(stem), recipe.fingerprint, split, 0, 1, *measure(shard), held, ())  # type: ignore[arg-type]
+    sidecar = Sidecar(shard_format.name(stem), recipe.fingerprint, split, 0, 1, *measure(shard), held, ())
     (root / f"{stem}.json").write_text(sidecar.text())
     return root

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save, save_file
 
 from fuzz.samples import make_set
+from models.origin import read_origin
 from models.single_frame import SingleFrame
-from models.weights import read_origin, read_state
+from models.weights import read_state
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe, read_recipe, recipe_text
 from pipeline.shards import get_format
