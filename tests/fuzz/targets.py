@@ -126,6 +126,15 @@ def _claims(root: Path, data: bytes) -> None:
             return
 
 
+def names() -> list[str]:
+    """Of all targets; nothing is made."""
+    sets = [f"webdataset-{codec}" for codec in TARS] + [f"zarr-{codec}" for codec in ARRAYS]
+    shards = [f"shard-{kind}" for kind in sets] + [f"shard-zarr-{codec}-json" for codec in ARRAYS]
+    chunks = [f"chunk-{codec}" for codec in TARS[1:]]
+    return ["recipe", *(f"sidecar-{kind}" for kind in sets), *shards, *chunks, "csv", "claims", "safetensors",
+            "pth", "run"]  # fmt: skip
+
+
 @cache
 def targets() -> dict[str, Target]:
     """All targets by name. Their folder lives as long as the process."""
