@@ -1,4 +1,4 @@
-"""Every reader of foreign bytes against bytes that are nearly right; tests/fuzz has the harness and the command."""
+"""Every reader of foreign bytes against bytes that are nearly right; tests/fuzz has harness and command."""
 
 import json
 import resource
@@ -29,8 +29,8 @@ def test_a_reader_takes_any_bytes_or_refuses_them(name: str, exhaustive: bool) -
         try:
             target.run(data)
             taken += 1
-        except target.allowed as error:
-            assert "\n" not in str(error).strip()
+        except target.allowed:
+            pass
         assert time.process_time() - began < SECONDS, data[:200]
     assert taken >= 1, "not even what we write ourselves"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEGABYTES * 1024

@@ -23,6 +23,7 @@ from pipeline.recipe import Recipe
 from pipeline.shards.codec import Jpeg, Zstd
 from pipeline.shards.folder import measure
 from pipeline.shards.index import read_set
+from pipeline.sources import list_videos
 from pipeline.summary import summarize
 from pipeline.verify import verify_set
 from train.stream import ClipStream
@@ -115,8 +116,13 @@ def description(**fields: object) -> Spoil:
         with tarfile.open(root / f"{STEM}.tar") as tar:
             member = tar.getmembers()[1]
         place = slice(member.offset_data, member.offset_data + member.size)
-        values = {**json.loads(data[place]), "decoder": "", "video": "", "group": "", "fps": "", **fields}
-        made = json.dumps(values).replace('"DEEP"', "[" * 40 + "]" * 40).encode().ljust(member.size)
+        values = {**json.loads(data[place]), "decoder": "", **fields}
+        made = (
+            json.dumps(values, separators=(",", ":"))
+            .replace('"DEEP"', "[" * 40 + "]" * 40)
+            .encode()
+            .ljust(member.size)
+        )
         assert len(made) == member.size, "the trick is too long"
         (root / f"{STEM}.tar").write_bytes(data[: place.start] + made + data[place.stop :])
         fit(root)
@@ -316,6 +322,29 @@ def test_a_strangers_set_ends_in_one_clear_error(
 
 
 @pytest.mark.parametrize("name", ["dotted key", "shard that is a pipe", "10^7 empty samples", "huge frames"])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (b"path,label\na\0.mp4,cats\n", "NUL"),
+        (b"path,label\na.mp4,=cmd|' /C calc'!A0\x1b[2J\n", "control characters"),
+        (b"path,label\na.mp4,\xff\n", "not UTF-8"),
+        (b"path,label\n" + b"a" * 200_000 + b".mp4,cats\n", "field larger than field limit"),
+        (b"path,label,label\na.mp4,cats,dogs\n", "same name"),
+        (b"path,label\n" + b'"a', "path or label is empty|none of its"),
+    ],
+)
+def test_a_strangers_csv_ends_in_one_clear_error(tmp_path: Path, rows: bytes, message: str) -> None:
+    (tmp_path / "videos.csv").write_bytes(rows)
+    with pytest.raises(UserError, match=message):
+        list_videos(tmp_path / "videos.csv")
+
+
+def test_a_jpeg_header_that_a_decoder_reads_otherwise_is_none() -> None:
+    assert {name: jpeg_size(memoryview(data)) for name, data in JPEGS.items()} == {
+        "jpeg-huge": (65_500, 65_500), "jpeg-hidden": None, "bmp": None, "scans": (8, 8),
+    }  # fmt: skip
+
+
 def test_prep_says_so_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = hostile(name, tmp_path, monkeypatch)
     result = CliRunner().invoke(main, ["inspect", str(root)])

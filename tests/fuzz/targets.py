@@ -71,6 +71,14 @@ def _file(path: Path, then: Callable[[bytes], object], data: bytes) -> None:
     then(data)
 
 
+def _spoiled(path: Path, whole: bytes, then: Callable[[bytes], object], data: bytes) -> None:
+    """Another target may want the file as it was."""
+    try:
+        _file(path, then, data)
+    finally:
+        path.write_bytes(whole)
+
+
 def _recipe(folder: LocalFolder, data: bytes) -> None:
     _file(folder.root / "recipe.json", lambda _: read_recipe(folder), data)
     try:
@@ -159,7 +167,7 @@ def _pipeline(root: Path) -> Iterator[tuple[str, Target]]:
         files = [one.shard] if one.shard.is_file() else [one.shard / "zarr.json", one.shard / "c.0.0.0.0"]
         for file in files:
             name = f"shard-{kind}" + ("-json" if file.suffix == ".json" else "")
-            yield name, Target(partial(_file, file, one.read), (file.read_bytes(),))
+            yield name, Target(partial(_spoiled, file, file.read_bytes(), one.read), (file.read_bytes(),))
     for one in sets[1:3]:
         whole, sizes = one.shard.read_bytes(), one.sidecar.samples[0].sizes
         start = one.sidecar.samples[0].offset
