@@ -12,8 +12,9 @@ from far import FarServer
 from models import MODELS
 from train import checkpoint
 from train.cli import main
-from train.loop import RunSettings, Trainer
+from train.loop import Trainer
 from train.recipes import TrainRecipe
+from train.run_settings import RunSettings
 
 QUICK = ["--model", "early_fusion", "--frames", "4", "--batch-size", "8", "--precision", "fp32"]
 

@@ -9,7 +9,7 @@ metrics.json            the closing numbers
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from models.origin import Origin
 from pipeline.errors import UserError
+from train.component import Component
 
 RUN, LOG, METRICS = "run.json", "log.jsonl", "metrics.json"
 CHECKPOINT, BEST, LAST = "checkpoint.safetensors", "best.safetensors", "last.safetensors"
@@ -66,31 +67,48 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    components: Sequence[Component],
+    state: Mapping[str, Any],
 ) -> None:
     """All that a run needs to go on, in one file, so that it can be replaced at one stroke."""
-    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors = _under("model", model.state_dict())
     for number, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{number}/{name}": value for name, value in values.items()}
+        tensors |= _under(f"optimizer/{number}", values)
+    for component in components:
+        tensors |= _under(f"component/{component.name}", component.state_dict())
     _save(path, tensors, {"state": json.dumps(state)})
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Fill model and optimiser; returns the state. Raises `UserError`."""
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, components: Sequence[Component]
+) -> dict[str, Any]:
+    """Fill model, optimiser and components; returns the state. Raises `UserError`."""
     tensors, metadata = _load(path)
-    moments: dict[int, dict[str, Tensor]] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if name.startswith("optimizer/"):
-            _, number, key = name.split("/")
-            moments.setdefault(int(number), {})[key] = tensor
-    prefix = "model/"
+        part, _, key = name.rpartition("/")
+        parts.setdefault(part, {})[key] = tensor
+    moments = {
+        int(part.removeprefix("optimizer/")): values
+        for part, values in parts.items()
+        if part.startswith("optimizer/")
+    }
     try:
-        model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        model.load_state_dict(parts["model"])
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        for component in components:
+            component.load_state_dict(parts.get(f"component/{component.name}", {}))
         state: dict[str, Any] = json.loads(metadata["state"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: is not a checkpoint of this run: {error}") from error
     return state
+
+
+def _under(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}/{name}": tensor for name, tensor in tensors.items()}
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -149,7 +149,8 @@ def run(
     recipe = replace(RECIPES[model], **given)
     _claim(out, resume=resume, overwrite=overwrite)
 
-    from train.loop import RunSettings, Trainer, describe_set
+    from train.loop import Trainer, describe_set
+    from train.run_settings import RunSettings
 
     settings = RunSettings(
         model, str(shards), recipe, seed, device, precision, str(weights.resolve()) if weights else None, options,
@@ -298,7 +299,7 @@ def _saved_settings(out: Path, asked: Any, given: set[str]) -> Any:
     from pipeline.errors import UserError
     from pipeline.places import absolute
     from train.checkpoint import read_run
-    from train.loop import RunSettings
+    from train.run_settings import RunSettings
 
     saved = RunSettings.from_dict(read_run(out)["settings"])
     before, now = saved.as_dict(), {**asked.as_dict(), "shards": absolute(asked.shards)}

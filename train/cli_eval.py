@@ -142,7 +142,7 @@ def compare(
     from train.compare import compare as work
     from train.compare import plan_cells, visible_devices
     from train.comparison_table import write_markdown, write_plot
-    from train.loop import RunSettings
+    from train.run_settings import RunSettings
 
     place = str(shards.resolve())
     asked = [

@@ -32,8 +32,9 @@ from train.compute import choose_compute
 from train.evaluate import evaluate_run, groups_of
 from train.folds import train_and_val
 from train.leakage import copies, crossing
-from train.loop import RunSettings, Trainer
+from train.loop import Trainer
 from train.metrics import roc_auc, wilson
+from train.run_settings import RunSettings
 
 VERDICTS = "verdicts.json"  # in a cell's folder: what it says of the videos that it held out
 Say = Callable[[str], None]

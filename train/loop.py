@@ -8,8 +8,9 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional
+from torch import Tensor, nn
 
 from models import count_parameters
-from models.family import Family
 from models.origin import Origin
 from pipeline.errors import UserError, WorkFailed
 from pipeline.places import absolute, as_place
@@ -30,50 +29,13 @@ from pipeline.shards.cache import cache_for
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import summarize
 from train import checkpoint
-from train.augment import augment, draw_augmentation, soft_labels
-from train.compute import choose_compute, fill_model, make_model
-from train.evaluate import predict_split
-from train.folds import train_and_val
-from train.inputs import IMAGENET_MEAN, IMAGENET_STD, INPUTS, make_input
-from train.metrics import score
+from train.classification import Classification
+from train.component import Component
+from train.compute import choose_compute
+from train.objective import Objective, Say
 from train.optim import learning_rate, make_optimizer, set_rate
-from train.recipes import TrainRecipe
-from train.stream import ClipStream
-
-Say = Callable[[str], None]
-CLOSING_CLIPS = 5  # clips a video for the closing number; one, the middle, after each epoch
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What `train run` was asked for; saved in the run and enough to repeat it."""
-
-    model: str
-    shards: str
-    recipe: TrainRecipe
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-    weights: str | None = None  # what the model starts from, where not from nothing
-    options: dict[str, Any] = field(default_factory=dict)  # the family's own
-    fold: str | None = None  # k/K: held out of train and val together, instead of val
-
-    def as_dict(self) -> dict[str, Any]:
-        """Flat, as `run.json` has it."""
-        values = asdict(self)
-        recipe = values.pop("recipe")
-        return {**values, **recipe}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "RunSettings":
-        """The reverse of `as_dict`. Raises `UserError` where a setting is missing."""
-        wanted = {*TrainRecipe.__dataclass_fields__, *cls.__dataclass_fields__} - {"recipe"}
-        missing = sorted(wanted - set(values))
-        if missing:
-            raise UserError(f"run.json: its settings lack {missing[0]}; the run was made by another release")
-        recipe = {name: values[name] for name in TrainRecipe.__dataclass_fields__}
-        rest = {name: values[name] for name in cls.__dataclass_fields__ if name != "recipe"}
-        return cls(**rest, recipe=TrainRecipe(**recipe))
+from train.run_settings import RunSettings
+from train.stream import Batch, ClipStream
 
 
 @dataclass
@@ -86,16 +48,21 @@ class Progress:
     clips: int = 0
     seconds: float = 0.0
     waited: float = 0.0
+    ended: bool = False  # a component wanted no further epoch
 
 
 class Trainer:
-    """One run in progress. `fit` carries it to its end."""
+    """One run in progress: data, steps, checkpoints, the log. `fit` carries it to its end.
+
+    `objective` says what the model is trained for; what else the run carries along is in `components`.
+    """
 
     def __init__(
         self,
         settings: RunSettings,
         out: Path,
         say: Say,
+        objective: type[Objective] = Classification,
         *,
         cache: Path | None = None,
         cache_size: int | None = None,
@@ -103,37 +70,21 @@ class Trainer:
         self.settings, self.recipe, self.out, self.say = settings, settings.recipe, out, say
         self._cache = partial(cache_for, root=cache, limit=cache_size)
         self.shard_set = read_set(as_place(settings.shards))
-        self.train_index, self.val_index = train_and_val(self.shard_set, settings.fold)
-        if len(self.shard_set.labels) < 2:
-            raise UserError(
-                f"{settings.shards}: all videos are labelled {self.shard_set.labels[0]!r}; a classifier needs two"
-            )
         self.compute = choose_compute(settings.device, settings.precision)
+        self.objective = objective(settings, self.shard_set, self.compute, say)
+        self.train_index, self.val_index = self.objective.splits()
         torch.manual_seed(settings.seed)
-        self.model = self.compute.prepare(self._build())
+        self.model = self.compute.prepare(self.objective.build())
         self.optimizer = make_optimizer(
             self.model, self.recipe.lr, self.recipe.weight_decay, self.recipe.layer_decay
         )
-        self.mean: tuple[float, ...] = IMAGENET_MEAN
-        self.std: tuple[float, ...] = IMAGENET_STD
+        self.components: list[Component] = []
         self.steps_per_epoch = -(-len(self.train_index) // self.recipe.batch_size)
         self.progress = Progress()
 
-    def _build(self) -> Family:
-        shards = self.shard_set
-        return make_model(
-            self.settings.model,
-            num_classes=len(shards.labels),
-            num_frames=self.recipe.frames,
-            size=(shards.recipe.width, shards.recipe.height),
-            dropout=self.recipe.dropout,
-            in_channels=INPUTS[self.recipe.input],
-            **self.settings.options,
-        )
-
     def start(self) -> None:
         """Load the first weights, make the run folder anew and describe the run in it. Raises `UserError`."""
-        started_from = self._load_weights()
+        started_from = self.objective.load(self.model)
         if (self.out / checkpoint.RUN).exists():
             shutil.rmtree(self.out)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -141,37 +92,25 @@ class Trainer:
         if started_from:  # so that going on never needs that file again
             self._save_checkpoint()
 
-    def _load_weights(self) -> dict[str, Any] | None:
-        """Fill the model from `settings.weights` and take over their normalisation; what did not match is said."""
-        if self.settings.weights is None:
-            return None
-        loaded = fill_model(Path(self.settings.weights), self.model, self.settings.model)
-        self.mean, self.std = loaded.mean, loaded.std
-        self.say(f"{self.settings.weights}: {loaded.format}, {len(loaded.matched)} tensors loaded")
-        for what, names in (("left as they were made", loaded.missing), ("not used", loaded.unexpected)):
-            if names:
-                self.say(f"  {what}: {', '.join(names)}")
-        lists = {"missing": list(loaded.missing), "unexpected": list(loaded.unexpected)}
-        return {"file": self.settings.weights, "format": loaded.format, "matched": len(loaded.matched), **lists}
-
     def resume(self) -> None:
         """Go back to the last checkpoint. Raises `UserError` where the run cannot go on from there."""
         about = checkpoint.read_run(self.out)
         if about["shards_digest"] != summarize(self.shard_set)["digest"]:
             raise UserError(f"{self.out}: the shard set {self.settings.shards} has changed since; start a new run")
-        self.mean, self.std = tuple(about["mean"]), tuple(about["std"])
-        if (self.out / checkpoint.CHECKPOINT).exists():
-            state = checkpoint.load_checkpoint(self.out / checkpoint.CHECKPOINT, self.model, self.optimizer)
+        self.objective.mean, self.objective.std = tuple(about["mean"]), tuple(about["std"])
+        path = self.out / checkpoint.CHECKPOINT
+        if path.exists():
+            state = checkpoint.load_checkpoint(path, self.model, self.optimizer, self.components)
             self.progress = Progress(**state)
         else:  # stopped between run.json and the checkpoint
-            self._load_weights()
+            self.objective.load(self.model)
         self._trim_log()
         self.say(f"going on from epoch {self.progress.epoch} of {self.recipe.epochs}")
 
     def fit(self, stage: Stage) -> dict[str, Any]:
         """Train to the last epoch; returns (and saves) the closing metrics."""
         with self._stream(self.train_index) as stream:
-            while self.progress.epoch < self.recipe.epochs:
+            while self.progress.epoch < self.recipe.epochs and not self.progress.ended:
                 self._epoch(stream, stage)
         metrics = self._close()
         checkpoint.write_json(self.out / checkpoint.METRICS, metrics)
@@ -180,9 +119,9 @@ class Trainer:
     def _epoch(self, stream: ClipStream, stage: Stage) -> None:
         began, waited = time.perf_counter(), stream.waited
         epoch = self.progress.epoch
-        loss, right = self._train_epoch(
-            stream, stage(f"epoch {epoch + 1}/{self.recipe.epochs}", len(stream.index))
-        )
+        for component in self.components:
+            component.before_epoch(epoch)
+        means = self._train_epoch(stream, stage(f"epoch {epoch + 1}/{self.recipe.epochs}", len(stream.index)))
         seconds, waited = time.perf_counter() - began, stream.waited - waited
         at = self.progress
         at.epoch = epoch + 1
@@ -193,47 +132,57 @@ class Trainer:
         )
         line = {
             "epoch": epoch + 1,
-            "loss": loss,
-            "train_accuracy": right,
+            **means,
             **self._validate(),
             "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "seconds": round(seconds, 3),
             "clips_per_second": round(len(stream.index) / seconds, 1),
             "data_wait": round(waited / seconds, 5),
         }
-        self._save_weights(checkpoint.LAST)
-        self._keep_best(line)
+        with self._judged():
+            self._save_weights(checkpoint.LAST)
+            self._keep_best(line)
+        wishes = [component.after_epoch(line) for component in self.components]  # all of them are told
+        at.ended = any(wishes)
         with (self.out / checkpoint.LOG).open("a") as log:
             log.write(json.dumps(line) + "\n")
         self._save_checkpoint()
         self.say("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
 
     def _save_weights(self, name: str) -> None:
-        origin = Origin(self.settings.model, self.settings.options, self.mean, self.std, self.model.grid)
+        of = self.objective
+        origin = Origin(self.settings.model, self.settings.options, of.mean, of.std, self.model.grid)
         checkpoint.save_weights(self.out / name, self.model, origin)
 
     def _save_checkpoint(self) -> None:
         path = self.out / checkpoint.CHECKPOINT
-        checkpoint.save_checkpoint(path, self.model, self.optimizer, asdict(self.progress))
+        checkpoint.save_checkpoint(path, self.model, self.optimizer, self.components, asdict(self.progress))
 
-    def _train_epoch(self, stream: ClipStream, step: Step) -> tuple[float, float]:
-        """Mean loss and accuracy over the epoch's clips."""
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Within it the model has the weights that are judged and saved."""
+        with ExitStack() as stack:
+            for component in self.components:
+                stack.enter_context(component.judged())
+            yield
+
+    def _train_epoch(self, stream: ClipStream, step: Step) -> dict[str, float]:
+        """The objective's values, each its mean over the epoch's clips."""
         self.model.train()
-        loss_sum = torch.zeros((), device=self.compute.device)
-        right = torch.zeros((), device=self.compute.device)
+        sums: dict[str, Tensor] = {}
         number = self.progress.epoch * self.steps_per_epoch
         clips = 0
         for batch in stream.epoch(self.progress.epoch):
-            loss, logits = self._step(batch.frames, batch.labels, number)
-            loss_sum += loss * len(batch.labels)
-            right += (logits.argmax(1) == batch.labels).sum()
+            for name, values in self._step(batch, number).items():
+                sums[name] = sums.get(name, 0) + values.sum(dtype=torch.float64)
             number += 1
             clips += len(batch.labels)
             step(len(batch.labels))
-        return loss_sum.item() / clips, right.item() / clips
+        return {name: total.item() / clips for name, total in sums.items()}
 
-    def _step(self, frames: torch.Tensor, labels: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        recipe = self.recipe
+    def _step(self, batch: Batch, number: int) -> dict[str, Tensor]:
+        """Step `number` of the run; returns the objective's values of each clip."""
+        recipe, frames = self.recipe, batch.frames
         torch.manual_seed(self.settings.seed * 1_000_003 + number)  # dropout
         rate = learning_rate(
             number,
@@ -243,11 +192,9 @@ class Trainer:
         )
         set_rate(self.optimizer, rate)
         rng = np.random.default_rng([self.settings.seed, number])
-        draws = draw_augmentation(recipe, len(frames), (frames.shape[2], frames.shape[3]), rng)
-        clips = make_input(augment(frames, draws, self.mean, self.std), recipe.input)
-        logits = self.compute.logits(self.model, clips)
-        targets = soft_labels(labels, draws, logits.shape[1]) if recipe.mixes else labels
-        loss = functional.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+        drawn = self.objective.draw(len(frames), (frames.shape[2], frames.shape[3]), rng)
+        values = self.objective.losses(self.model, frames, batch.labels, drawn)
+        loss = values["loss"].mean()
         if not torch.isfinite(loss):
             raise WorkFailed(
                 f"the loss became {loss.item()} at step {number}; try a lower --lr or --precision fp32"
@@ -256,25 +203,19 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.detach(), logits.detach()
+        for component in self.components:
+            component.after_step()
+        return {name: value.detach() for name, value in values.items()}
 
     def _validate(self) -> dict[str, float]:
         if self.val_index is None:
             return {}
-        scores = self._score(self.val_index, clips=1)
-        values = {"val_accuracy": scores["accuracy"], "val_roc_auc": scores["roc_auc"]}
-        return {name: value for name, value in values.items() if value is not None}
-
-    def _score(self, index: SplitIndex, clips: int) -> dict[str, Any]:
-        with self._stream(index) as stream:
-            found = predict_split(
-                self.model, stream, self.compute, clips=clips, mean=self.mean, std=self.std, kind=self.recipe.input
-            )
-        return score(found.probabilities, found.labels, self.shard_set.labels)
+        with self._judged(), self._stream(self.val_index) as stream:
+            return self.objective.validate(self.model, stream)
 
     def _keep_best(self, line: dict[str, Any]) -> None:
-        """The best epoch by validation accuracy, the later of two equals; without a val split, the last."""
-        reached = line.get("val_accuracy", 0.0)
+        """The best epoch by the objective's measure, the later of two equals; without one, the last."""
+        reached = line.get(self.objective.best_by, 0.0)
         if reached >= self.progress.best:
             self.progress.best, self.progress.best_epoch = reached, line["epoch"]
             self._save_weights(checkpoint.BEST)
@@ -282,13 +223,15 @@ class Trainer:
     def _close(self) -> dict[str, Any]:
         at = self.progress
         checkpoint.load_weights(self.out / checkpoint.BEST, self.model)
-        judged = self._score(self.val_index, CLOSING_CLIPS) if self.val_index is not None else {}
+        with ExitStack() as stack:
+            stream = None if self.val_index is None else stack.enter_context(self._stream(self.val_index))
+            found = self.objective.close(self.model, stream)
         return {
             "model": self.settings.model,
             "parameters": count_parameters(self.model),
             "epochs": at.epoch,
             "best_epoch": at.best_epoch,
-            "val": {"clips": CLOSING_CLIPS, **judged} if judged else None,
+            **found,
             "clips_per_second": round(at.clips / at.seconds, 1) if at.seconds else None,
             "data_wait": round(at.waited / at.seconds, 5) if at.seconds else None,
             "train_seconds": round(at.seconds, 1),
@@ -317,8 +260,8 @@ class Trainer:
             "model": self.settings.model,
             "settings": {**self.settings.as_dict(), "shards": absolute(self.settings.shards)},
             "labels": list(self.shard_set.labels),
-            "mean": list(self.mean),
-            "std": list(self.std),
+            "mean": list(self.objective.mean),
+            "std": list(self.objective.std),
             "frames_recipe": self.shard_set.recipe.as_dict(),
             "fingerprint": summary["fingerprint"],
             "shards_digest": summary["digest"],
