@@ -187,7 +187,7 @@ class VideoMAEPretraining(Transformer):
         return (order < self.hidden_patches).repeat(1, T).to(self.mask_token.device)
 
     def forward(self, clips: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Clips [B, T, C, H, W] → the mean squared error of hidden tubelets' normalised pixels, a scalar.
+        """Clips [B, T, C, H, W] → the mean squared error of each one's hidden tubelets, in normalised pixels, [B].
 
         `mask`: true where hidden, [B, N], as many in every clip as a tube mask hides; a fresh tube mask without.
         """
@@ -196,7 +196,8 @@ class VideoMAEPretraining(Transformer):
         visible, hidden = self._order(mask)
         with torch.no_grad():
             targets, _, _ = self._normalise(_pick(tubelets, hidden))
-        return F.mse_loss(self._predict(tubelets, visible, hidden).float(), targets)
+        predicted = self._predict(tubelets, visible, hidden).float()
+        return F.mse_loss(predicted, targets, reduction="none").mean((1, 2))
 
     @torch.no_grad()
     def reconstruct(self, clips: Tensor, mask: Tensor) -> Tensor:

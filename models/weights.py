@@ -144,7 +144,7 @@ def _ours(origin: Origin | None, family: str) -> Format:
 
 
 def _check_network(state: dict[str, Tensor], model: Family) -> None:
-    """Raises `ValueError` where the tensors are of another backbone or scale, or of more layers, than the model."""
+    """Raises `ValueError` where the tensors are of another backbone, scale or more layers than the model's."""
     ours = model.state_dict()
     own, theirs = find_backbone(ours), find_backbone(state)
     if own and theirs and own != theirs:

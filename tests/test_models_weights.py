@@ -235,7 +235,7 @@ def test_pre_training_starts_a_classifier_and_a_classifier_pre_training(tmp_path
     again = VideoMAEPretraining(num_frames=8, size=(64, 64), scale="micro")
     loaded = load_weights(ours(model, "videomae", tmp_path / "a.safetensors"), again, "videomae_pretraining")
     assert all(name.startswith(("fc_norm.", "head.")) for name in loaded.unexpected)
-    for name, tensor in model.blocks.state_dict().items():
+    for name, tensor in model.get_submodule("blocks").state_dict().items():
         assert torch.equal(tensor, pretrained.encoder.blocks.state_dict()[name])
         assert torch.equal(tensor, again.encoder.blocks.state_dict()[name])
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from models import MODELS, build_model
 from models.origin import Origin, read_origin
-from train.cli import _parse_options, main
+from train.cli import main
+from train.cli_flags import parse_options
 from train.inputs import IMAGENET_MEAN, IMAGENET_STD
 from train.loop import Trainer
 from train.optim import make_optimizer, set_rate
@@ -90,7 +91,7 @@ def test_options_that_a_family_has_not_are_one_clear_line(
     ("word", "value"), [("yes", True), ("True", True), ("no", False), ("FALSE", False), ("3", 3), ("x", "x")]
 )
 def test_options_are_truth_values_numbers_or_words(word: str, value: object) -> None:
-    found = _parse_options((f"depth={word}",))["depth"]
+    found = parse_options((f"depth={word}",))["depth"]
     assert found == value and type(found) is type(value)
 
 

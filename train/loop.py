@@ -76,9 +76,10 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.model = self.compute.prepare(self.objective.build())
         self.optimizer = make_optimizer(
-            self.model, self.recipe.lr, self.recipe.weight_decay, self.recipe.layer_decay
+            self.model, self.recipe.lr, self.recipe.weight_decay, self.recipe.layer_decay, self.recipe.beta2
         )
-        self.components: list[Component] = []
+        shown = self.val_index or self.train_index
+        self.components: list[Component] = self.objective.components(out, partial(self._stream, shown))
         self.steps_per_epoch = -(-len(self.train_index) // self.recipe.batch_size)
         self.progress = Progress()
 
@@ -97,7 +98,7 @@ class Trainer:
         about = checkpoint.read_run(self.out)
         if about["shards_digest"] != summarize(self.shard_set)["digest"]:
             raise UserError(f"{self.out}: the shard set {self.settings.shards} has changed since; start a new run")
-        self.objective.mean, self.objective.std = tuple(about["mean"]), tuple(about["std"])
+        self.objective.normalise_by(tuple(about["mean"]), tuple(about["std"]))
         path = self.out / checkpoint.CHECKPOINT
         if path.exists():
             state = checkpoint.load_checkpoint(path, self.model, self.optimizer, self.components)

@@ -8,7 +8,9 @@ from torch import nn
 from models.family import Family
 
 
-def make_optimizer(model: Family, lr: float, weight_decay: float, layer_decay: float = 1.0) -> torch.optim.AdamW:
+def make_optimizer(
+    model: Family, lr: float, weight_decay: float, layer_decay: float = 1.0, beta2: float = 0.999
+) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) in groups that the model's stages and `undecayed` make.
 
     Each group's `lr_scale` is layer_decay^(stages after its own) (Clark et al. 2020, arXiv 2003.10555), which
@@ -29,7 +31,7 @@ def make_optimizer(model: Family, lr: float, weight_decay: float, layer_decay: f
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
         for (scale, decay), parameters in groups.items()
     ]
-    return torch.optim.AdamW(rows, lr=lr)
+    return torch.optim.AdamW(rows, lr=lr, betas=(0.9, beta2))
 
 
 def _check_stages(model: Family, found: list[nn.Parameter]) -> None:
