@@ -111,10 +111,11 @@ def test_normalisation_goes_from_run_to_run(run_folder: Path, small_set: Path, t
     assert json.loads((tmp_path / "fine" / "run.json").read_text())["mean"][0] == 0.5
 
 
-def test_one_label_and_no_val_split_are_enough(tmp_path: Path) -> None:
+def test_videos_without_labels_and_without_a_val_split_are_enough(tmp_path: Path) -> None:
     for number in range(6):
-        write_video(tmp_path / "videos" / "anything" / f"{number}.mp4", frames=20, salt=number)
-    build_set(Wanted(tmp_path / "videos", Recipe(width=32, height=32), val=0.0), tmp_path / "shards")
+        write_video(tmp_path / "videos" / f"{number}.mp4", frames=20, salt=number)
+    wanted = Wanted(tmp_path / "videos", Recipe(width=32, height=32), val=0.0, unlabelled=True)
+    build_set(wanted, tmp_path / "shards")
     result = pretrain(tmp_path / "shards", tmp_path / "run", "--epochs", 1)
     assert result.exit_code == 0, result.output
     assert "val_loss" not in json.loads((tmp_path / "run" / "log.jsonl").read_text())

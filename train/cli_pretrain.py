@@ -59,9 +59,7 @@ def pretrain(
     from train.recipes import PRETRAIN_RECIPES
 
     if model not in PRETRAIN_RECIPES:
-        raise UserError(
-            f"--model {model}: has no pre-training here; there is one for {', '.join(PRETRAIN_RECIPES)}"
-        )
+        raise UserError(f"--model {model}: has no pre-training; there is one for {', '.join(PRETRAIN_RECIPES)}")
     if resume and out is None:
         raise UserError("--resume: say which run with --out")
     network = f"{model}_pretraining"
