@@ -51,7 +51,8 @@ def test_a_run_logs_its_losses_and_paints_pictures(run_folder: Path) -> None:
     assert json.loads((run_folder / "metrics.json").read_text())["val"]["loss"] == log[-1]["val_loss"]
     pictures = sorted((run_folder / "pictures").iterdir())
     assert [path.name for path in pictures] == ["epoch-00002.png", "epoch-00003.png"]
-    assert cv2.imread(str(pictures[0])).shape == (3 * (3 * 48 + 4), 4 * 48, 3)
+    picture = cv2.imread(str(pictures[0]))
+    assert picture is not None and picture.shape == (3 * (3 * 48 + 4), 4 * 48, 3)
 
 
 def test_the_best_weights_are_the_last(run_folder: Path) -> None:
