@@ -84,7 +84,7 @@ def test_folds_and_seeds_make_one_row_of_all_videos(small_set: Path, tmp_path: P
 def test_a_stopped_comparison_goes_on(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = compare(small_set, tmp_path / "whole", "--folds", 2, "--epochs", 2, "--json")
     trained: list[str] = []
-    epoch = Trainer._epoch
+    epoch = Trainer._train_epoch
 
     def stops(self: Trainer, *arguments: Any) -> None:
         if len(trained) == 3:  # in the second epoch of the second cell
@@ -93,7 +93,7 @@ def test_a_stopped_comparison_goes_on(small_set: Path, tmp_path: Path, monkeypat
         epoch(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_epoch", stops)
+        patch.setattr(Trainer, "_train_epoch", stops)
         assert compare(small_set, tmp_path / "cmp", "--folds", 2, "--epochs", 2).exit_code != 0
     assert trained == ["tiny-fold0of2-seed0", "tiny-fold0of2-seed0", "tiny-fold1of2-seed0"]
     result = compare(small_set, tmp_path / "cmp", "--folds", 2, "--epochs", 2, "--json")

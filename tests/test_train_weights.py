@@ -13,11 +13,12 @@ from torch import nn
 from models import MODELS, build_model
 from models.origin import Origin, read_origin
 from train.cli import main
-from train.cli_flags import parse_options
+from train.cli_training import parse_options
 from train.inputs import IMAGENET_MEAN, IMAGENET_STD
 from train.loop import Trainer
 from train.optim import make_optimizer, set_rate
 from train.recipes import RECIPES
+from train.step import Stepper
 
 QUICK = ["--frames", "4", "--batch-size", "8", "--precision", "fp32", "--epochs", "1"]
 
@@ -137,7 +138,7 @@ def test_a_run_that_never_ended_an_epoch_goes_on_without_the_file(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", stops)
+        patch.setattr(Stepper, "__call__", stops)
         train(*run, "--out", tmp_path / "stopped")
     weights.unlink()
     result = train("run", "--model", "early_fusion", "--out", tmp_path / "stopped", "--resume")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from models.origin import Origin
 from pipeline.errors import UserError
 from train.component import Component
+from train.parallel import divided_like, whole
 
 RUN, LOG, METRICS = "run.json", "log.jsonl", "metrics.json"
 CHECKPOINT, BEST, LAST = "checkpoint.safetensors", "best.safetensors", "last.safetensors"
@@ -52,16 +53,21 @@ def read_run(run: Path) -> dict[str, Any]:
     return values
 
 
-def save_weights(path: Path, model: nn.Module, origin: Origin) -> None:
-    """The model's state as safetensors that say what they are, whole or not at all."""
-    _save(path, dict(model.state_dict()), origin.as_metadata())
+def save_weights(path: Path, model: nn.Module, origin: Origin, *, write: bool = True) -> None:
+    """The model's state as safetensors that say what they are, whole or not at all.
+
+    To be called on all ranks; one that does not `write` only gives its part of divided weights.
+    """
+    tensors = whole(model.state_dict())
+    if write:
+        write_tensors(path, tensors, origin.as_metadata())
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Fill the model. Raises `UserError` where the file is missing or does not fit."""
     tensors, _ = _load(path)
     try:
-        model.load_state_dict(tensors)
+        _fill(model, tensors)
     except RuntimeError as error:
         raise UserError(f"{path}: does not fit the model: {error}") from error
 
@@ -72,14 +78,18 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     components: Sequence[Component],
     state: Mapping[str, Any],
+    *,
+    write: bool = True,
 ) -> None:
-    """All that a run needs to go on, in one file, so that it can be replaced at one stroke."""
+    """All that a run needs to go on, in one file, so that it can be replaced at one stroke. `write`: as above."""
     tensors = _under("model", model.state_dict())
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= _under(f"optimizer/{number}", values)
     for component in components:
         tensors |= _under(f"component/{component.name}", component.state_dict())
-    _save(path, tensors, {"state": json.dumps(state)})
+    tensors = whole(tensors)
+    if write:
+        write_tensors(path, tensors, {"state": json.dumps(state)})
 
 
 def load_checkpoint(
@@ -97,21 +107,45 @@ def load_checkpoint(
         if part.startswith("optimizer/")
     }
     try:
-        model.load_state_dict(parts["model"])
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        _fill(model, parts["model"])
+        _fill_optimizer(optimizer, moments)
         for component in components:
-            component.load_state_dict(parts.get(f"component/{component.name}", {}))
+            own, saved = component.state_dict(), parts.get(f"component/{component.name}", {})
+            like = {name: divided_like(tensor, own.get(name, tensor)) for name, tensor in saved.items()}
+            component.load_state_dict(like)
         state: dict[str, Any] = json.loads(metadata["state"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: is not a checkpoint of this run: {error}") from error
     return state
 
 
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    own = model.state_dict()
+    fitting = {
+        n: divided_like(t, own[n]) if n in own and t.shape == own[n].shape else t for n, t in tensors.items()
+    }
+    model.load_state_dict(fitting)
+
+
+def _fill_optimizer(optimizer: torch.optim.Optimizer, moments: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Give the optimiser its state; what has the shape of its parameter gets the layout of it, too."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        number: {
+            name: divided_like(tensor, parameters[number]) if tensor.shape == parameters[number].shape else tensor
+            for name, tensor in values.items()
+        }
+        for number, values in moments.items()
+    }
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
 def _under(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{part}/{name}": tensor for name, tensor in tensors.items()}
 
 
-def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, whole or not at all."""
     made = path.with_name(f".{path.name}.tmp")
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, made, metadata)
     with made.open("rb") as file:

@@ -34,6 +34,11 @@ class Classification(Objective):
                 f"{settings.shards}: all videos are labelled {shard_set.labels[0]!r}; a classifier needs two"
             )
 
+    @property
+    def unit(self) -> int:
+        """Pairs, where clips are mixed."""
+        return 2 if self.recipe.mixes else 1
+
     def splits(self) -> tuple[SplitIndex, SplitIndex | None]:
         """Train and val, or what the fold makes of them."""
         return train_and_val(self.shard_set, self.settings.fold)

@@ -1,25 +1,25 @@
 """`train`: shards to models and metrics. Heavy imports stay inside the commands: `--help` answers at once."""
 
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from pipeline.console import Commands, json_option, print_json, print_table, progress
+from pipeline.console import Commands, json_option, print_json, print_table
 from train.cli_eval import compare, evaluate, score_rows
-from train.cli_flags import (
+from train.cli_pretrain import pretrain
+from train.cli_training import (
     DEFAULT_RUNS,
     DEFAULT_SHARDS,
     claim,
     family_option,
+    fit,
     recipe_options,
     run_options,
     saved_settings,
 )
-from train.cli_pretrain import pretrain
 from train.cli_use import export, predict
 
 
@@ -57,6 +57,9 @@ def run(
     device: str,
     precision: str,
     weights: Path | None,
+    compiled: bool,
+    fsdp: bool,
+    checkpoint_every: str,
     options: dict[str, Any],
     resume: bool,
     overwrite: bool,
@@ -67,14 +70,17 @@ def run(
 
     \b
     Example:  train run --model early_fusion --epochs 20 --out runs/first
+              torchrun --nproc-per-node 2 -m train run --model early_fusion --out runs/second
     """
     from dataclasses import replace
 
     from pipeline.errors import UserError
     from train.recipes import RECIPES
+    from train.stopping import Every
 
     if model not in RECIPES:
         raise UserError(f"--model {model}: no such family; there are {', '.join(RECIPES)}")
+    every = Every.parse(checkpoint_every)
     if resume and out is None:
         raise UserError("--resume: say which run with --out")
     out = out or DEFAULT_RUNS / f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -82,22 +88,22 @@ def run(
     recipe = replace(RECIPES[model], **given)
     claim(out, resume=resume, overwrite=overwrite)
 
-    from train.loop import Trainer, describe_set
+    from train.ranks import join_ranks
     from train.run_settings import RunSettings
 
     settings = RunSettings(
         model, str(shards), recipe, seed, device, precision, str(weights.resolve()) if weights else None, options,
-        fold,
+        fold, compiled, fsdp,
     )  # fmt: skip
     if resume:
         asked = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
         settings = saved_settings(out, settings, asked)
-    say = partial(click.echo, err=True)
-    trainer = Trainer(settings, out, say, cache=cache, cache_size=cache_size)
-    trainer.say(describe_set(trainer.shard_set))
-    trainer.resume() if resume else trainer.start()
-    with progress("clips") as stage:
-        metrics = trainer.fit(stage)
+    with join_ranks() as ranks:  # all of them have seen by then that the folder may be used
+        out = Path(ranks.text_of_first(str(out)))
+        kept = {"cache": cache, "cache_size": cache_size, "checkpoint_every": every, "ranks": ranks}
+        metrics = fit(ctx, settings, out, kept, resume=resume)
+    if not ranks.first:
+        return
     if as_json:
         print_json({"run": str(out), **metrics})
         return
@@ -117,7 +123,7 @@ main.command("compare")(recipe_options(compare))
 @click.option("--batch-size", type=click.IntRange(1), help="Clips a step.  [default: the family's]")
 @click.option("--frames", type=click.IntRange(1), help="T: frames a clip.  [default: the family's]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
 @click.option("--seconds", type=click.FloatRange(0), default=10, show_default=True, help="For each of the three.")
 @json_option
 def bench(

@@ -45,7 +45,7 @@ def cache_options(command: Any) -> Any:
 @click.option("--overwrite", is_flag=True, help="Replace these files.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Clips a step.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
 @json_option
 def evaluate(
     run_folder: Path,
@@ -108,7 +108,7 @@ def _warn_of_leaks(split: str, leaks: dict[str, Any]) -> None:
 @click.option("--clips", type=click.IntRange(1), default=5, show_default=True, help="Clips a video, averaged.")
 @click.option("--jobs", type=click.IntRange(1), help="Runs at a time.  [default: one a GPU]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
 @click.option("--allow-leaks", is_flag=True, help="Go on where copies or groups are on both sides.")
 @click.option("--markdown", type=FILE, help="The table as Markdown.")
 @click.option("--plot", type=FILE, help="Accuracy over parameters, as SVG.")

@@ -1,15 +1,14 @@
 """`train pretrain`. Heavy imports stay inside the command."""
 
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from pipeline.console import print_json, print_table, progress
-from train.cli_flags import DEFAULT_RUNS, claim, run_options, saved_settings, unlabelled_options
+from pipeline.console import print_json, print_table
+from train.cli_training import DEFAULT_RUNS, claim, fit, run_options, saved_settings, unlabelled_options
 
 INSIDE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
@@ -38,6 +37,9 @@ def pretrain(
     device: str,
     precision: str,
     weights: Path | None,
+    compiled: bool,
+    fsdp: bool,
+    checkpoint_every: str,
     options: dict[str, Any],
     resume: bool,
     overwrite: bool,
@@ -57,9 +59,11 @@ def pretrain(
 
     from pipeline.errors import UserError
     from train.recipes import PRETRAIN_RECIPES
+    from train.stopping import Every
 
     if model not in PRETRAIN_RECIPES:
         raise UserError(f"--model {model}: has no pre-training; there is one for {', '.join(PRETRAIN_RECIPES)}")
+    every = Every.parse(checkpoint_every)
     if resume and out is None:
         raise UserError("--resume: say which run with --out")
     network = f"{model}_pretraining"
@@ -68,21 +72,23 @@ def pretrain(
     recipe = replace(PRETRAIN_RECIPES[model], **given)
     claim(out, resume=resume, overwrite=overwrite)
 
-    from train.loop import Trainer, describe_set
     from train.pretraining import MaskedPretraining
+    from train.ranks import join_ranks
     from train.run_settings import RunSettings
 
     start = str(weights.resolve()) if weights else None
-    settings = RunSettings(network, str(shards), recipe, seed, device, precision, start, options, fold)
+    settings = RunSettings(
+        network, str(shards), recipe, seed, device, precision, start, options, fold, compiled, fsdp
+    )
     if resume:
         asked = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
         settings = saved_settings(out, settings, asked)
-    say = partial(click.echo, err=True)
-    trainer = Trainer(settings, out, say, MaskedPretraining, cache=cache, cache_size=cache_size)
-    trainer.say(describe_set(trainer.shard_set))
-    trainer.resume() if resume else trainer.start()
-    with progress("clips") as stage:
-        metrics = trainer.fit(stage)
+    with join_ranks() as ranks:
+        out = Path(ranks.text_of_first(str(out)))
+        kept = {"cache": cache, "cache_size": cache_size, "checkpoint_every": every, "ranks": ranks}
+        metrics = fit(ctx, settings, out, {"objective": MaskedPretraining, **kept}, resume=resume)
+    if not ranks.first:
+        return
     if as_json:
         print_json({"run": str(out), **metrics})
         return

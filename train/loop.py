@@ -10,51 +10,43 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
 from models import count_parameters
 from models.origin import Origin
-from pipeline.errors import UserError, WorkFailed
+from pipeline.errors import UserError
 from pipeline.places import absolute, as_place
-from pipeline.report import Stage, Step
+from pipeline.report import Stage
 from pipeline.shards.cache import cache_for
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import summarize
 from train import checkpoint
 from train.classification import Classification
+from train.clips import batch_bounds
 from train.component import Component
-from train.compute import choose_compute
+from train.compute import choose_compute, compile_model
 from train.objective import Objective, Say
-from train.optim import learning_rate, make_optimizer, set_rate
+from train.optim import make_optimizer
+from train.parallel import shard_model
+from train.progress import Progress
+from train.ranks import ALONE, Ranks
 from train.run_settings import RunSettings
-from train.stream import Batch, ClipStream
-
-
-@dataclass
-class Progress:
-    """How far a run is; saved with every checkpoint."""
-
-    epoch: int = 0
-    best: float = -1.0
-    best_epoch: int = 0
-    clips: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-    ended: bool = False  # a component wanted no further epoch
+from train.step import Stepper
+from train.stopping import TEN_MINUTES, Clock, Every, Stopped, StopSignals
+from train.stream import ClipStream
 
 
 class Trainer:
     """One run in progress: data, steps, checkpoints, the log. `fit` carries it to its end.
 
-    `objective` says what the model is trained for; what else the run carries along is in `components`.
+    `objective` says what the model is trained for; what else the run carries along is in `components`. Of several
+    `ranks`, all make every call alike, and the first one alone writes and speaks.
     """
 
     def __init__(
@@ -66,30 +58,59 @@ class Trainer:
         *,
         cache: Path | None = None,
         cache_size: int | None = None,
+        checkpoint_every: Every = TEN_MINUTES,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.settings, self.recipe, self.out, self.say = settings, settings.recipe, out, say
+        self.settings, self.recipe, self.out, self.ranks = settings, settings.recipe, out, ranks
+        self.say: Say = say if ranks.first else lambda _: None
         self._cache = partial(cache_for, root=cache, limit=cache_size)
+        self._clock = Clock(checkpoint_every)
         self.shard_set = read_set(as_place(settings.shards))
-        self.compute = choose_compute(settings.device, settings.precision)
-        self.objective = objective(settings, self.shard_set, self.compute, say)
+        self.compute = choose_compute(settings.device, settings.precision, ranks)
+        self.objective = objective(settings, self.shard_set, self.compute, self.say)
         self.train_index, self.val_index = self.objective.splits()
+        self._check_batches()
         torch.manual_seed(settings.seed)
         self.model = self.compute.prepare(self.objective.build())
+        if settings.compile:
+            compile_model(self.model, self.compute)
+        self.steps_per_epoch = -(-len(self.train_index) // self.recipe.batch_size)
+        self.progress = Progress()
+
+    def _check_batches(self) -> None:
+        """Every rank must get a clip of every batch. Raises `UserError`."""
+        bounds, unit = batch_bounds(len(self.train_index), self.recipe.batch_size), self.objective.unit
+        smallest = min(stop - begin for begin, stop in pairwise(bounds))
+        if -(-smallest // unit) < self.ranks.of:
+            pairs = ", and clips that are mixed stay together" if unit > 1 else ""
+            raise UserError(
+                f"--batch-size {self.recipe.batch_size}: leaves a batch of {smallest} clips for "
+                f"{self.ranks.of} ranks{pairs}; give another one, or fewer ranks"
+            )
+
+    def _equip(self) -> None:
+        """What is made for the model as it stands: after its first weights, before a checkpoint's."""
+        if self.settings.fsdp and self.ranks.of == 1:
+            self.say("fsdp: there is one rank alone, nothing to divide the weights among")
+        elif self.settings.fsdp:
+            shard_model(self.model, self.compute)
         self.optimizer = make_optimizer(
             self.model, self.recipe.lr, self.recipe.weight_decay, self.recipe.layer_decay, self.recipe.beta2
         )
         shown = self.val_index or self.train_index
-        self.components: list[Component] = self.objective.components(out, partial(self._stream, shown))
-        self.steps_per_epoch = -(-len(self.train_index) // self.recipe.batch_size)
-        self.progress = Progress()
+        self.components: list[Component] = self.objective.components(self.out, partial(self._stream, shown))
+        self.step = Stepper(self.model, self.objective, self.optimizer, self.steps_per_epoch)
 
     def start(self) -> None:
         """Load the first weights, make the run folder anew and describe the run in it. Raises `UserError`."""
         started_from = self.objective.load(self.model)
-        if (self.out / checkpoint.RUN).exists():
-            shutil.rmtree(self.out)
-        self.out.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(self.out / checkpoint.RUN, {**self._description(), "started_from": started_from})
+        self._equip()
+        if self.ranks.first:
+            if (self.out / checkpoint.RUN).exists():
+                shutil.rmtree(self.out)
+            self.out.mkdir(parents=True, exist_ok=True)
+            about = {**self._description(), "started_from": started_from}
+            checkpoint.write_json(self.out / checkpoint.RUN, about)
         if started_from:  # so that going on never needs that file again
             self._save_checkpoint()
 
@@ -101,112 +122,91 @@ class Trainer:
         self.objective.normalise_by(tuple(about["mean"]), tuple(about["std"]))
         path = self.out / checkpoint.CHECKPOINT
         if path.exists():
-            state = checkpoint.load_checkpoint(path, self.model, self.optimizer, self.components)
-            self.progress = Progress(**state)
-        else:  # stopped between run.json and the checkpoint
+            self._equip()
+            self._load_checkpoint(path)
+        else:  # stopped before the first checkpoint
             self.objective.load(self.model)
-        self._trim_log()
-        self.say(f"going on from epoch {self.progress.epoch} of {self.recipe.epochs}")
+            self._equip()
+        if self.ranks.first:
+            self._clean()
+        at = self.progress
+        within = f", step {at.now.steps + 1} of {self.steps_per_epoch}" if at.now.steps else ""
+        self.say(f"going on from epoch {at.epoch} of {self.recipe.epochs}{within}")
 
     def fit(self, stage: Stage) -> dict[str, Any]:
-        """Train to the last epoch; returns (and saves) the closing metrics."""
-        with self._stream(self.train_index) as stream:
+        """Train to the last epoch; returns (and saves) the closing metrics.
+
+        Raises `Stopped` after Ctrl-C or SIGTERM, when all is saved.
+        """
+        with StopSignals() as signals, self._stream(self.train_index, training=True) as stream:
+            self._clock.restart()
             while self.progress.epoch < self.recipe.epochs and not self.progress.ended:
-                self._epoch(stream, stage)
+                self._train_epoch(stream, stage, signals)
+                self._end_epoch()
+                if self.ranks.any(signals.number > 0)[0]:
+                    raise Stopped(signals.number, f"stopped after epoch {self.progress.epoch}")
         metrics = self._close()
-        checkpoint.write_json(self.out / checkpoint.METRICS, metrics)
+        if self.ranks.first:
+            checkpoint.write_json(self.out / checkpoint.METRICS, metrics)
         return metrics
 
-    def _epoch(self, stream: ClipStream, stage: Stage) -> None:
-        began, waited = time.perf_counter(), stream.waited
-        epoch = self.progress.epoch
-        for component in self.components:
-            component.before_epoch(epoch)
-        means = self._train_epoch(stream, stage(f"epoch {epoch + 1}/{self.recipe.epochs}", len(stream.index)))
-        seconds, waited = time.perf_counter() - began, stream.waited - waited
+    def _train_epoch(self, stream: ClipStream, stage: Stage, signals: StopSignals) -> None:
+        """The steps of the epoch that are not made yet."""
         at = self.progress
-        at.epoch = epoch + 1
-        at.clips, at.seconds, at.waited = (
-            at.clips + len(stream.index),
-            at.seconds + seconds,
-            at.waited + waited,
-        )
+        self.model.train()
+        for component in self.components:
+            component.before_epoch(at.epoch)
+        show = stage(f"epoch {at.epoch + 1}/{self.recipe.epochs}", len(stream.index))
+        show(at.now.clips)
+        if at.now.stream:
+            stream.load_state_dict(at.now.stream)
+        began, waited = time.perf_counter() - at.now.seconds, stream.waited - at.now.waited
+        for batch in stream.epoch(at.epoch):
+            sums = self.step(batch, at.epoch * self.steps_per_epoch + at.now.steps)
+            for component in self.components:
+                component.after_step()
+            at.now.add(batch.size, sums)
+            at.now.stream = stream.state_dict()
+            at.now.seconds, at.now.waited = time.perf_counter() - began, stream.waited - waited
+            show(batch.size)
+            if at.now.steps < self.steps_per_epoch:  # else the epoch's end saves
+                stop, due = self.ranks.any(signals.number > 0, self._clock.due())
+                if stop or due:
+                    self._save_checkpoint()
+                if stop:
+                    raise Stopped(signals.number, f"stopped in epoch {at.epoch + 1} after {at.now.steps} steps")
+
+    def _end_epoch(self) -> None:
+        """Judge what the epoch made of the model, and save it."""
+        over = self.progress.end_epoch()
         line = {
-            "epoch": epoch + 1,
-            **means,
+            "epoch": self.progress.epoch,
+            **over.means(),
             **self._validate(),
             "lr": max(group["lr"] for group in self.optimizer.param_groups),
-            "seconds": round(seconds, 3),
-            "clips_per_second": round(len(stream.index) / seconds, 1),
-            "data_wait": round(waited / seconds, 5),
+            "seconds": round(over.seconds, 3),
+            "clips_per_second": round(over.clips / over.seconds, 1),
+            "data_wait": round(over.waited / over.seconds, 5),
         }
         with self._judged():
             self._save_weights(checkpoint.LAST)
             self._keep_best(line)
         wishes = [component.after_epoch(line) for component in self.components]  # all of them are told
-        at.ended = any(wishes)
-        with (self.out / checkpoint.LOG).open("a") as log:
-            log.write(json.dumps(line) + "\n")
+        self.progress.ended = any(wishes)
+        if self.ranks.first:
+            with (self.out / checkpoint.LOG).open("a") as log:
+                log.write(json.dumps(line) + "\n")
         self._save_checkpoint()
         self.say("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
 
-    def _save_weights(self, name: str) -> None:
-        of = self.objective
-        origin = Origin(self.settings.model, self.settings.options, of.mean, of.std, self.model.grid)
-        checkpoint.save_weights(self.out / name, self.model, origin)
-
-    def _save_checkpoint(self) -> None:
-        path = self.out / checkpoint.CHECKPOINT
-        checkpoint.save_checkpoint(path, self.model, self.optimizer, self.components, asdict(self.progress))
-
     @contextmanager
     def _judged(self) -> Iterator[None]:
-        """Within it the model has the weights that are judged and saved."""
+        """Within it the model has the weights that are judged and saved, the same on all ranks."""
         with ExitStack() as stack:
             for component in self.components:
                 stack.enter_context(component.judged())
+            self.ranks.share_buffers(self.model)
             yield
-
-    def _train_epoch(self, stream: ClipStream, step: Step) -> dict[str, float]:
-        """The objective's values, each its mean over the epoch's clips."""
-        self.model.train()
-        sums: dict[str, Tensor] = {}
-        number = self.progress.epoch * self.steps_per_epoch
-        clips = 0
-        for batch in stream.epoch(self.progress.epoch):
-            for name, values in self._step(batch, number).items():
-                sums[name] = sums.get(name, 0) + values.sum(dtype=torch.float64)
-            number += 1
-            clips += len(batch.labels)
-            step(len(batch.labels))
-        return {name: total.item() / clips for name, total in sums.items()}
-
-    def _step(self, batch: Batch, number: int) -> dict[str, Tensor]:
-        """Step `number` of the run; returns the objective's values of each clip."""
-        recipe, frames = self.recipe, batch.frames
-        torch.manual_seed(self.settings.seed * 1_000_003 + number)  # dropout
-        rate = learning_rate(
-            number,
-            recipe.epochs * self.steps_per_epoch,
-            round(recipe.warmup * self.steps_per_epoch),
-            recipe.lr,
-        )
-        set_rate(self.optimizer, rate)
-        rng = np.random.default_rng([self.settings.seed, number])
-        drawn = self.objective.draw(len(frames), (frames.shape[2], frames.shape[3]), rng)
-        values = self.objective.losses(self.model, frames, batch.labels, drawn)
-        loss = values["loss"].mean()
-        if not torch.isfinite(loss):
-            raise WorkFailed(
-                f"the loss became {loss.item()} at step {number}; try a lower --lr or --precision fp32"
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        for component in self.components:
-            component.after_step()
-        return {name: value.detach() for name, value in values.items()}
 
     def _validate(self) -> dict[str, float]:
         if self.val_index is None:
@@ -223,6 +223,7 @@ class Trainer:
 
     def _close(self) -> dict[str, Any]:
         at = self.progress
+        self.ranks.wait()  # for the first one, which writes
         checkpoint.load_weights(self.out / checkpoint.BEST, self.model)
         with ExitStack() as stack:
             stream = None if self.val_index is None else stack.enter_context(self._stream(self.val_index))
@@ -238,7 +239,9 @@ class Trainer:
             "train_seconds": round(at.seconds, 1),
         }
 
-    def _stream(self, index: SplitIndex) -> ClipStream:
+    def _stream(self, index: SplitIndex, *, training: bool = False) -> ClipStream:
+        """In training each rank reads its part of every batch; else what it is told to."""
+        ranks = self.ranks if training else ALONE
         return ClipStream(
             index,
             frames_per_clip=self.recipe.frames,
@@ -247,13 +250,39 @@ class Trainer:
             seed=self.settings.seed,
             shards=self._cache(index),
             say=self.say,
+            rank=ranks.rank,
+            ranks=ranks.of,
+            unit=self.objective.unit,
         )
 
-    def _trim_log(self) -> None:
-        """Forget epochs that the checkpoint does not know: they are trained again."""
+    def _save_weights(self, name: str) -> None:
+        of = self.objective
+        origin = Origin(self.settings.model, self.settings.options, of.mean, of.std, self.model.grid)
+        checkpoint.save_weights(self.out / name, self.model, origin, write=self.ranks.first)
+
+    def _save_checkpoint(self) -> None:
+        state = {"progress": self.progress.as_dict(), "scaler": self.step.scaler.state_dict()}
+        path = self.out / checkpoint.CHECKPOINT
+        checkpoint.save_checkpoint(
+            path, self.model, self.optimizer, self.components, state, write=self.ranks.first
+        )
+        self._clock.restart()
+
+    def _load_checkpoint(self, path: Path) -> None:
+        state = checkpoint.load_checkpoint(path, self.model, self.optimizer, self.components)
+        try:
+            self.progress = Progress.from_dict(state["progress"])
+            self.step.scaler.load_state_dict(state["scaler"])
+        except (TypeError, KeyError, RuntimeError) as error:
+            raise UserError(f"{path}: was made by another release ({error!r}); start a new run") from error
+
+    def _clean(self) -> None:
+        """Forget epochs that the checkpoint does not know, as they are trained again, and half-written files."""
         path = self.out / checkpoint.LOG
         lines = path.read_text().splitlines() if path.exists() else []
         checkpoint.write_text(path, "".join(line + "\n" for line in lines[: self.progress.epoch]))
+        for half in self.out.glob(".*.tmp"):
+            half.unlink()
 
     def _description(self) -> dict[str, Any]:
         summary = summarize(self.shard_set)
@@ -266,7 +295,11 @@ class Trainer:
             "frames_recipe": self.shard_set.recipe.as_dict(),
             "fingerprint": summary["fingerprint"],
             "shards_digest": summary["digest"],
-            "computed_on": {"device": str(self.compute.device), "bf16": self.compute.bf16},
+            "computed_on": {
+                "device": str(self.compute.device),
+                "precision": self.compute.precision,
+                "ranks": self.ranks.of,
+            },
             "versions": {
                 "reelcache": version("reelcache"),
                 "torch": torch.__version__,

@@ -39,6 +39,11 @@ class Objective(ABC):
     # The value in the log's line of which the best epoch has most; without it, the last epoch is the best one.
     best_by: ClassVar[str] = ""
 
+    @property
+    def unit(self) -> int:
+        """So many neighbours of a batch must stay together when it is cut for ranks and micro-batches."""
+        return 1
+
     def __init__(self, settings: RunSettings, shard_set: ShardSet, compute: Compute, say: Say) -> None:
         """Raises `UserError` where this cannot be learnt from that set."""
         self.settings, self.recipe = settings, settings.recipe

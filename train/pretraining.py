@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 
 from models.family import Family
 from models.videomae import VideoMAEPretraining
@@ -112,8 +113,11 @@ class MaskedPretraining(Objective):
         assert isinstance(recipe, PretrainRecipe)
         if not recipe.pictures_every:
             return []
-        folder, every = out / PICTURES, recipe.pictures_every
-        return [Reconstructions(self.picture, open_stream, folder, every=every, epochs=recipe.epochs)]
+        register_fsdp_forward_method(self.network, "reconstruct")  # it calls for weights, too
+        # All ranks paint, as they may share the weights; the first one writes.
+        folder = out / PICTURES if self.compute.ranks.first else None
+        every, epochs = recipe.pictures_every, recipe.epochs
+        return [Reconstructions(self.picture, open_stream, folder, every=every, epochs=epochs)]
 
     def picture(self, frames: Tensor) -> NDArray[np.uint8]:
         """Clips, uint8 [n, T, H, W, 3], as they are, as the model sees and as it paints them: a picture."""

@@ -56,7 +56,8 @@ class TrainRecipe(Augment):
 
     `lr` is the peak, reached after `warmup` epochs and followed by a cosine to zero; `layer_decay` is the rate of
     each stage of the network over that of the one after it; `beta2` is AdamW's decay of the mean of squares;
-    `input` is what of a clip the model is shown (`train.inputs.INPUTS`).
+    a batch goes through the model in `accumulate` parts; `input` is what of a clip the model is shown
+    (`train.inputs.INPUTS`).
     """
 
     flip: float = 0.5
@@ -72,6 +73,7 @@ class TrainRecipe(Augment):
     warmup: float = 1.0
     label_smoothing: float = 0.1
     clip_norm: float = 1.0
+    accumulate: int = 1
     layer_decay: float = 1.0
     dropout: float = 0.0
     beta2: float = 0.999

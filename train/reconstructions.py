@@ -24,7 +24,8 @@ GAP = 4  # px between clips
 class Reconstructions(Component):
     """A picture of the same few clips every `every` epochs and after the last one, as PNG.
 
-    `paint`: uint8 frames [n, T, H, W, 3] to a picture. `open_stream`: where the clips are from.
+    `paint`: uint8 frames [n, T, H, W, 3] to a picture. `open_stream`: where the clips are from. `folder`: None
+    where only others write.
     """
 
     name = "reconstructions"
@@ -33,7 +34,7 @@ class Reconstructions(Component):
         self,
         paint: Callable[[Tensor], NDArray[np.uint8]],
         open_stream: Callable[[], ClipStream],
-        folder: Path,
+        folder: Path | None,
         *,
         every: int,
         epochs: int,
@@ -49,8 +50,9 @@ class Reconstructions(Component):
             if self._frames is None:
                 self._frames = _read_clips(self._open_stream)
             _, png = cv2.imencode(".png", self._paint(self._frames)[..., ::-1])
-            self._folder.mkdir(exist_ok=True)
-            (self._folder / f"epoch-{epoch:05d}.png").write_bytes(png.tobytes())
+            if self._folder is not None:
+                self._folder.mkdir(exist_ok=True)
+                (self._folder / f"epoch-{epoch:05d}.png").write_bytes(png.tobytes())
         return False
 
 

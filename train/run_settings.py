@@ -20,6 +20,8 @@ class RunSettings:
     weights: str | None = None  # what the model starts from, where not from nothing
     options: dict[str, Any] = field(default_factory=dict)  # the family's own
     fold: str | None = None  # k/K: held out of train and val together, instead of val
+    compile: bool = False
+    fsdp: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Flat, as `run.json` has it."""

@@ -1,12 +1,15 @@
-"""Flags that several commands of `train` share, and what is checked about them."""
+"""What training commands share: their flags, what is checked about them, and the way to the end of a run."""
 
+import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.console import PLACE, json_option
+from pipeline.console import PLACE, json_option, progress
+from pipeline.report import no_stage
 from train.cli_eval import cache_options
 
 DEFAULT_SHARDS = Path("data/shards")
@@ -27,6 +30,7 @@ RECIPE_FLAGS: list[Callable[[Any], Any]] = [
     click.option("--weight-decay", type=click.FloatRange(0), help="AdamW's, on weights only."),
     click.option("--warmup", type=click.FloatRange(0), help="Epochs of linear warm-up."),
     click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help="Gradients are cut to this norm."),
+    click.option("--accumulate", type=click.IntRange(1), help="Parts in which a batch goes through the model."),
     click.option(
         "--crop", type=click.FloatRange(0, 1, min_open=True), help="Smallest share of the area kept; 1: all."
     ),
@@ -81,9 +85,20 @@ RUN_FLAGS: list[Callable[[Any], Any]] = [
         "--fold", metavar="k/K", help="Hold fold k of K (0/5 … 4/5) out of train and val together, by group."
     ),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …"),
-    click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16."),
+    click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16."),
     click.option(
         "--weights", type=click.Path(path_type=Path), help="Start from a checkpoint's file, or from another run."
+    ),
+    click.option(
+        "--compile", "compiled", is_flag=True, help="Compile the model (torch.compile); needs a compiler."
+    ),
+    click.option("--fsdp", is_flag=True, help="Divide the weights among the ranks of torchrun (FSDP)."),
+    click.option(
+        "--checkpoint-every",
+        default="10min",
+        show_default=True,
+        metavar="STEPS|MINUTESmin",
+        help="Besides after each epoch.",
     ),
     family_option,
     click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint."),
@@ -163,9 +178,32 @@ def saved_settings(out: Path, asked: Any, given: set[str]) -> Any:
         raise UserError(f"{out}: is a run of `train {command}`; that goes on with it")
     saved = RunSettings.from_dict(about["settings"], type(asked.recipe))
     before, now = saved.as_dict(), {**asked.as_dict(), "shards": absolute(asked.shards)}
+    given = {"compile" if name == "compiled" else name for name in given}
     for name in sorted(given & set(before)):
         if now[name] != before[name]:
             flag = "option" if name == "options" else name.replace("_", "-")
             raise UserError(f"--{flag} {now[name]}: the run in {out} has {before[name]}; "
                             "leave the flag out, or start a new run")  # fmt: skip
     return saved
+
+
+def fit(ctx: click.Context, settings: Any, out: Path, kept: dict[str, Any], *, resume: bool) -> dict[str, Any]:
+    """Train to the end; a run that is stopped says what goes on with it."""
+    from models import PRETRAINING
+    from train.loop import Trainer, describe_set
+    from train.stopping import Stopped
+
+    first = kept["ranks"].first
+    trainer = Trainer(settings, out, partial(click.echo, err=True), **kept)
+    trainer.say(describe_set(trainer.shard_set))
+    trainer.resume() if resume else trainer.start()
+    try:
+        with progress("clips") as stage:
+            return trainer.fit(stage if first else no_stage)
+    except Stopped as stopped:
+        job = "pretrain" if settings.model in PRETRAINING else f"run --model {settings.model}"
+        command = f"train {job} --out {shlex.quote(str(out))} --resume"
+        if kept["ranks"].of > 1:
+            command = f"torchrun --nproc-per-node {kept['ranks'].of} -m {command}"
+        trainer.say(f"{stopped}; go on with: {command}")
+        ctx.exit(128 + stopped.number)
