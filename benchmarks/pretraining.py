@@ -2,21 +2,25 @@
 
     prep sample-videos /tmp/paint/videos --videos 3200
     prep build-shards /tmp/paint/videos --out /tmp/paint/shards --size 64
-    python benchmarks/pretraining.py /tmp/paint/shards --out /tmp/paint/runs
+    train pretrain --shards /tmp/paint/shards --out /tmp/paint/painter --option scale=micro --input diff --frames 8 \\
+        --option decoder_depth=2 --option normalised_targets=no --crop 1 --batch-size 32 --lr 2e-3 --warmup 1 --epochs 25
+    python benchmarks/pretraining.py /tmp/paint/painter --out /tmp/paint/runs
 
-VideoMAE is pre-trained on all of `train` without its labels, once. Then, for each seed, a few videos of each
-label are drawn, and two classifiers are trained on them: from fresh weights, and from the pre-training. Both
-have the same videos, steps, batches and flags, but for the rate, of which each has its own (`--scratch-lr`,
-`--lr`). They are judged on `val` after their last step, 5 clips a video; `val` chooses nothing. The gain is the
-mean over seeds of the difference in ROC-AUC; its interval draws videos and seeds anew, 1,000 times (percentiles
-2.5 and 97.5).
+The pre-training has seen all of `train` without its labels, once. Then, for each seed, a few videos of each label
+are drawn, and two classifiers of the same size and input are trained on them: from fresh weights, and from the
+pre-training. Both have the same videos, steps, batches and flags, but for the rate, of which each has its own
+(`--scratch-lr`, `--lr`). They are judged on `val` after their last step, 5 clips a video; `val` chooses nothing.
+The gain is the mean over seeds of the difference in ROC-AUC; its interval draws videos and seeds anew, 1,000 times
+(percentiles 2.5 and 97.5).
 
 Each run that is done is a line in `results.jsonl`: run the command again to go on, or with more seeds or other
 settings to add to it.
 """
 
+import hashlib
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +31,12 @@ from numpy.typing import NDArray
 from pipeline.report import no_stage
 from pipeline.shards.index import SplitIndex
 from train.bootstrap import resamples, weighted_auc
-from train.checkpoint import METRICS, RUN
+from train.checkpoint import RUN, read_run
 from train.classification import Classification
 from train.compute import choose_compute
 from train.evaluate import evaluate_run
 from train.loop import Trainer
-from train.objective import Objective
-from train.pretraining import MaskedPretraining
-from train.recipes import PRETRAIN_RECIPES, RECIPES, TrainRecipe
+from train.recipes import RECIPES, PretrainRecipe
 from train.run_settings import RunSettings
 
 ARMS = ("scratch", "pretrained")
@@ -57,16 +59,43 @@ def few_labels(count: int, seed: int) -> type[Classification]:
     return FewLabels
 
 
-def train(settings: RunSettings, out: Path, objective: type[Objective]) -> None:
-    """To the end; from where it stopped, where it was begun."""
-    trainer = Trainer(settings, out, lambda _: None, objective)
-    trainer.resume() if (out / RUN).exists() else trainer.start()
-    trainer.fit(no_stage)
+def plan(
+    before: RunSettings,
+    painter: Path,
+    arm: str,
+    seed: int,
+    *,
+    labelled: int,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    scratch_lr: float,
+    layer_decay: float,
+) -> RunSettings:
+    """A classifier of the pre-training's size and input."""
+    epoch = -(-labelled // batch_size)  # in steps
+    recipe = replace(
+        RECIPES["videomae"],
+        frames=before.recipe.frames,
+        input=before.recipe.input,
+        epochs=-(-steps // epoch),
+        warmup=steps / epoch / 10,
+        batch_size=batch_size,
+        lr=scratch_lr if arm == "scratch" else lr,
+        layer_decay=layer_decay,
+        dropout=0.0,
+        crop=1.0,
+    )
+    weights = None if arm == "scratch" else str(painter.resolve())
+    options = {"scale": before.options.get("scale", "base")}
+    return RunSettings("videomae", before.shards, recipe, seed, weights=weights, options=options)
 
 
 def judge(arm: str, seed: int, settings: RunSettings, labelled: int, out: Path) -> Line:
-    """One classifier, trained and judged: its line."""
-    train(settings, out, few_labels(labelled, seed))
+    """One classifier, trained and judged: its line. Goes on where it was stopped."""
+    trainer = Trainer(settings, out, lambda _: None, few_labels(labelled, seed))
+    trainer.resume() if (out / RUN).exists() else trainer.start()
+    trainer.fit(no_stage)
     found = evaluate_run(out, compute=choose_compute(), weights="last", check_leaks=False)
     scores = {name: found.metrics[name] for name in ("roc_auc", "accuracy")}
     said = {"labels": found.predictions.labels.tolist(), "p": found.predictions.probabilities[:, 1].tolist()}
@@ -108,69 +137,38 @@ def show(lines: list[Line]) -> None:
 
 
 @click.command()
-@click.argument("shards", type=click.Path(path_type=Path, exists=True))
+@click.argument("painter", type=click.Path(path_type=Path, exists=True))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="All runs and results.jsonl.")
-@click.option("--scale", default="micro", show_default=True)
-@click.option("--frames", default=16, show_default=True)
 @click.option("--labelled", default=64, show_default=True, help="Videos with a label.")
 @click.option("--steps", default=400, show_default=True, help="Of labelled training.")
 @click.option("--batch-size", default=32, show_default=True, help="Of labelled training.")
 @click.option("--seeds", default="0,1,2", show_default=True)
-@click.option("--lr", default=1e-3, show_default=True, help="From the pre-training.")
-@click.option("--scratch-lr", default=1e-3, show_default=True)
+@click.option("--lr", default=2e-3, show_default=True, help="From the pre-training.")
+@click.option("--scratch-lr", default=2e-3, show_default=True)
 @click.option("--layer-decay", default=1.0, show_default=True, help="Of both.")
-@click.option("--epochs", default=60, show_default=True, help="Of the pre-training.")
-@click.option("--pretrain-lr", default=2e-3, show_default=True)
-@click.option("--mask-ratio", default=0.75, show_default=True)
-def main(
-    shards: Path,
-    out: Path,
-    scale: str,
-    frames: int,
-    labelled: int,
-    steps: int,
-    batch_size: int,
-    seeds: str,
-    lr: float,
-    scratch_lr: float,
-    layer_decay: float,
-    epochs: int,
-    pretrain_lr: float,
-    mask_ratio: float,
-) -> None:
-    """Print the gain in ROC-AUC."""
-    options = {"scale": scale}
-    painting = replace(
-        PRETRAIN_RECIPES["videomae"], frames=frames, epochs=epochs, lr=pretrain_lr, mask_ratio=mask_ratio
-    )
-    before = RunSettings("videomae_pretraining", str(shards.resolve()), painting, options=options)
-    source = out / f"painter-{scale}-{frames}f-{epochs}ep-{mask_ratio}-{pretrain_lr}"
-    if not (source / METRICS).exists():
-        train(before, source, MaskedPretraining)
-    per_epoch = -(-labelled // batch_size)
-    base = replace(
-        RECIPES["videomae"], frames=frames, epochs=-(-steps // per_epoch), batch_size=batch_size, dropout=0.0,
-        warmup=steps / per_epoch / 10, layer_decay=layer_decay,
-    )  # fmt: skip
-    starts: dict[str, tuple[TrainRecipe, str | None]] = {
-        "scratch": (replace(base, lr=scratch_lr), None),
-        "pretrained": (replace(base, lr=lr), str(source.resolve())),
-    }
+@click.option("--arms", default=",".join(ARMS), show_default=True)
+def main(painter: Path, out: Path, seeds: str, arms: str, **asked: Any) -> None:
+    """Print the gain in ROC-AUC that the run PAINTER of `train pretrain` brings."""
+    before = RunSettings.from_dict(read_run(painter)["settings"], PretrainRecipe)
     results = out / "results.jsonl"
-    lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    out.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     shown: list[Line] = []
-    for seed in map(int, seeds.split(",")):
-        for arm, (recipe, weights) in starts.items():
-            settings = RunSettings("videomae", before.shards, recipe, seed, weights=weights, options=options)
-            wanted = json.loads(json.dumps({"arm": arm, "labelled": labelled, "settings": settings.as_dict()}))
-            line = next((line for line in lines if wanted.items() <= line.items()), None)
-            if line is None:
-                run = out / f"{arm}-{labelled}-{recipe.lr}-{steps}-{layer_decay}-{source.name}-{seed}"
-                line = judge(arm, seed, settings, labelled, run)
-                with results.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-            shown.append(line)
-            print(f"seed {seed}, {arm}: {line['roc_auc']:.3f}", flush=True)
+    for seed, arm in product(map(int, seeds.split(",")), arms.split(",")):
+        settings = plan(before, painter, arm, seed, **asked)
+        wanted = {
+            "arm": arm,
+            "labelled": asked["labelled"],
+            "settings": json.loads(json.dumps(settings.as_dict())),
+        }
+        line = next((line for line in done if wanted.items() <= line.items()), None)
+        if line is None:
+            digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
+            line = judge(arm, seed, settings, asked["labelled"], out / f"{arm}-{seed}-{digest}")
+            with results.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        shown.append(line)
+        print(f"seed {seed}, {arm}: {line['roc_auc']:.3f}", flush=True)
     show(shown)
 
 
