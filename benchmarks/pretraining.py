@@ -2,8 +2,9 @@
 
     prep sample-videos /tmp/paint/videos --videos 3200
     prep build-shards /tmp/paint/videos --out /tmp/paint/shards --size 64
-    train pretrain --shards /tmp/paint/shards --out /tmp/paint/painter --option scale=micro --input diff --frames 8 \\
-        --option decoder_depth=2 --option normalised_targets=no --crop 1 --batch-size 32 --lr 2e-3 --warmup 1 --epochs 25
+    train pretrain --shards /tmp/paint/shards --out /tmp/paint/painter --option scale=micro --input diff \\
+        --option decoder_depth=2 --option normalised_targets=no --frames 8 --crop 1 --batch-size 32 --lr 2e-3 \\
+        --warmup 1 --epochs 25
     python benchmarks/pretraining.py /tmp/paint/painter --out /tmp/paint/runs
 
 The pre-training has seen all of `train` without its labels, once. Then, for each seed, a few videos of each label

@@ -135,8 +135,8 @@ class VideoMAEPretraining(Transformer):
     """The masked autoencoder: 94.21M parameters for the base scale, whose decoder is 4 blocks of width 384.
 
     `mask_ratio`: the share of each frame's patches that a tube mask hides, rounded down to whole patches.
-    `normalised_targets`: the mean and deviation of each hidden tubelet are taken out of what is to be painted. Without
-    it (He et al. 2022, arXiv 2111.06377, section 4.1, "w/o norm"), tubelets with much contrast weigh most.
+    `normalised_targets`: the mean and deviation of each hidden tubelet are taken out of what is to be painted.
+    Without it (He et al. 2022, arXiv 2111.06377, section 4.1), tubelets with much contrast weigh most.
     `mean` and `std`: how the clips' channels were normalised from pixels in [0, 1].
     """
 
