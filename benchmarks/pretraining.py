@@ -20,10 +20,13 @@ settings to add to it.
 
 import hashlib
 import json
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+sys.path[0] = str(Path(__file__).parents[1])  # or `models` would be benchmarks/models.py, run as a script
 
 import click
 import numpy as np
