@@ -26,7 +26,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).parents[1])  # or `models` would be benchmarks/models.py, run as a script
+sys.path[0] = str(Path(__file__).parents[1])  # or `models` would be benchmarks/models.py
 
 import click
 import numpy as np
