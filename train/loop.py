@@ -130,7 +130,7 @@ class Trainer:
         if self.ranks.first:
             self._clean()
         at = self.progress
-        within = f", step {at.now.steps + 1} of {self.steps_per_epoch}" if at.now.steps else ""
+        within = f" and {at.now.steps} of {self.steps_per_epoch} steps" if at.now.steps else ""
         self.say(f"going on from epoch {at.epoch} of {self.recipe.epochs}{within}")
 
     def fit(self, stage: Stage) -> dict[str, Any]:

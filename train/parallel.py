@@ -1,5 +1,6 @@
 """One model on several ranks: gradients averaged (DDP), or its weights divided among them (FSDP)."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -30,6 +31,8 @@ class Replica:
         trained = [parameter.requires_grad for parameter in self._model.parameters()]
         if self._ddp is None or trained != self._trained:
             device = self._compute.device
+            # Convolutions of one pixel have two names for the same layout, of which DDP warns.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             self._ddp = DistributedDataParallel(self._model, [device] if device.type == "cuda" else None)
             self._trained = trained
         return self._ddp
