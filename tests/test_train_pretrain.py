@@ -1,6 +1,8 @@
 """`train pretrain`: masked pre-training from end to end on a tiny set, and the classifier that starts from it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -17,9 +19,11 @@ from pipeline.recipe import Recipe
 from pipeline.shards.index import read_set
 from train.cli import main
 from train.compute import choose_compute
+from train.evaluate import spread
 from train.inputs import make_input, pixel_constants
 from train.loop import Trainer
 from train.pretraining import MaskedPretraining
+from train.ranks import Ranks
 from train.recipes import PretrainRecipe
 from train.run_settings import RunSettings
 
@@ -130,6 +134,42 @@ def test_a_fold_is_never_seen(small_set: Path, tmp_path: Path) -> None:
     assert trainer.val_index is not None
     assert not set(trainer.train_index.videos) & set(trainer.val_index.videos)
     assert len(trainer.train_index.videos) + len(trainer.val_index.videos) == 24
+
+
+def test_two_ranks_that_share_the_weights_paint_as_one(small_set: Path, tmp_path: Path, exhaustive: bool) -> None:
+    if not exhaustive:
+        pytest.skip("starts processes; --exhaustive runs it")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    lines = []
+    for start, more in (([], []), (torchrun, ["--fsdp"])):
+        out = tmp_path / f"run{len(start)}"
+        command = [
+            sys.executable,
+            *start,
+            "-m",
+            "train",
+            "pretrain",
+            *QUICK,
+            "--shards",
+            small_set,
+            "--out",
+            out,
+            *more,
+        ]
+        done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        lines.append(json.loads((out / "log.jsonl").read_text().splitlines()[-1]))
+        assert len(list((out / "pictures").iterdir())) == 1
+    assert [lines[1][name] for name in ("loss", "val_loss")] == pytest.approx(
+        [lines[0][name] for name in ("loss", "val_loss")], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_clips_are_spread_evenly_and_counted_once(ranks: int) -> None:
+    parts = [spread(7, Ranks(rank, ranks)) for rank in range(ranks)]
+    assert len({len(own) for own, _ in parts}) == 1
+    assert sorted(np.concatenate([own[fresh] for own, fresh in parts])) == list(range(7))
 
 
 def objective(shards: Path, **recipe: object) -> MaskedPretraining:

@@ -15,9 +15,10 @@ from models.family import Family
 from models.videomae import VideoMAEPretraining
 from pipeline.shards.index import SplitIndex
 from train.augment import Draws, augment, draw_augmentation
-from train.clips import evaluation_clips
+from train.clips import Clips, evaluation_clips
 from train.component import Component
 from train.compute import make_pretraining
+from train.evaluate import spread
 from train.folds import train_and_val
 from train.inputs import INPUTS, make_input, pixel_constants, to_clips
 from train.objective import Objective
@@ -95,13 +96,16 @@ class MaskedPretraining(Objective):
     def validate(self, model: nn.Module, stream: ClipStream) -> dict[str, float]:
         """The loss of one clip a video, each time behind the same masks."""
         model.eval()
-        total, clips = 0.0, evaluation_clips(stream.index.frames, self.recipe.frames, 1)
-        with torch.inference_mode():
-            for number, batch in enumerate(stream.batches(clips)):
-                mask = self.masks(len(batch.frames), number)
-                with self.compute.autocast():
-                    total += model(self.clips_of(batch.frames), mask).double().sum().item()
-        return {"val_loss": total / len(clips)}
+        clips = evaluation_clips(stream.index.frames, self.recipe.frames, 1)
+        own, fresh = spread(len(clips), self.compute.ranks)
+        total, done = 0.0, 0
+        with torch.inference_mode(), self.compute.autocast():
+            for batch in stream.batches(Clips(clips.sample[own], clips.start[own])):
+                part = slice(done, done := done + len(batch.frames))
+                mask = torch.cat([self.masks(1, seed=int(place)) for place in own[part]])
+                losses = model(self.clips_of(batch.frames), mask).double().cpu()
+                total += losses[torch.from_numpy(fresh[part])].sum().item()
+        return {"val_loss": self.compute.ranks.sum(torch.tensor([total], dtype=torch.float64)).item() / len(clips)}
 
     def close(self, model: nn.Module, stream: ClipStream | None) -> dict[str, Any]:
         """The loss on what is held out."""
