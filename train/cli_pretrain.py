@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -10,17 +10,16 @@ from click.core import ParameterSource
 from pipeline.console import print_json, print_table
 from train.cli_training import DEFAULT_RUNS, claim, fit, run_options, saved_settings, unlabelled_options
 
+if TYPE_CHECKING:
+    from train.run_settings import RunSettings
+
 INSIDE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 @click.command()
 @click.option("--model", default="videomae", show_default=True, help="The family that is to start from it.")
 @run_options
-@click.option(
-    "--mask-ratio",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of a frame that is hidden.",
-)
+@click.option("--mask-ratio", type=INSIDE, help="Share of a frame's patches that is hidden: 0.75, 0.9 …")
 @unlabelled_options
 @click.option("--pictures-every", type=click.IntRange(0), help="Epochs from picture to picture; 0: none.")
 @click.pass_context
@@ -28,19 +27,10 @@ def pretrain(
     ctx: click.Context,
     /,
     model: str,
-    shards: Path | str,
     cache: Path | None,
     cache_size: int | None,
     out: Path | None,
-    seed: int,
-    fold: str | None,
-    device: str,
-    precision: str,
-    weights: Path | None,
-    compiled: bool,
-    fsdp: bool,
     checkpoint_every: str,
-    options: dict[str, Any],
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -55,8 +45,6 @@ def pretrain(
     Example:  train pretrain --option scale=small --out runs/painter
               train run --model videomae --option scale=small --weights runs/painter
     """
-    from dataclasses import replace
-
     from pipeline.errors import UserError
     from train.recipes import PRETRAIN_RECIPES
     from train.stopping import Every
@@ -66,20 +54,13 @@ def pretrain(
     every = Every.parse(checkpoint_every)
     if resume and out is None:
         raise UserError("--resume: say which run with --out")
-    network = f"{model}_pretraining"
-    out = out or DEFAULT_RUNS / f"{network}-{datetime.now():%Y%m%d-%H%M%S}"
-    given = {name: value for name, value in flags.items() if value is not None}
-    recipe = replace(PRETRAIN_RECIPES[model], **given)
+    settings = _settings(model, flags)
+    out = out or DEFAULT_RUNS / f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
     claim(out, resume=resume, overwrite=overwrite)
 
     from train.pretraining import MaskedPretraining
     from train.ranks import join_ranks
-    from train.run_settings import RunSettings
 
-    start = str(weights.resolve()) if weights else None
-    settings = RunSettings(
-        network, str(shards), recipe, seed, device, precision, start, options, fold, compiled, fsdp
-    )
     if resume:
         asked = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
         settings = saved_settings(out, settings, asked)
@@ -94,6 +75,27 @@ def pretrain(
         return
     print_table(str(out), _rows(metrics))
     click.echo(f"next: train run --model {model} {_options(settings.options)}--weights {out}")
+
+
+def _settings(model: str, flags: dict[str, Any]) -> "RunSettings":
+    """What was asked for: the recipe's flags that were given, and all others."""
+    from dataclasses import replace
+
+    from train.recipes import PRETRAIN_RECIPES, PretrainRecipe
+    from train.run_settings import RunSettings
+
+    of_recipe = {name for name in flags if name in PretrainRecipe.__dataclass_fields__}
+    given = {name: flags[name] for name in of_recipe if flags[name] is not None}
+    rest = {name: value for name, value in flags.items() if name not in of_recipe}
+    weights = rest.pop("weights")
+    return RunSettings(
+        f"{model}_pretraining",
+        str(rest.pop("shards")),
+        replace(PRETRAIN_RECIPES[model], **given),
+        weights=str(weights.resolve()) if weights else None,
+        compile=rest.pop("compiled"),
+        **rest,
+    )
 
 
 def _rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
