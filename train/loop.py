@@ -69,6 +69,8 @@ class Trainer:
         self.compute = choose_compute(settings.device, settings.precision, ranks)
         self.objective = objective(settings, self.shard_set, self.compute, self.say)
         self.train_index, self.val_index = self.objective.splits()
+        if settings.compile and settings.fsdp and ranks.of > 1:
+            raise UserError("--compile, --fsdp: are not tried together; leave one of them out")
         self._check_batches()
         torch.manual_seed(settings.seed)
         self.model = self.compute.prepare(self.objective.build())

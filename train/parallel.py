@@ -56,6 +56,8 @@ def shard_model(model: Family, compute: Compute) -> None:
 
     Each stage is gathered when it is needed, so a rank never holds more than one of them besides its part.
     """
+    for parameter in model.parameters():  # FSDP2 takes no other layout
+        parameter.data = parameter.data.contiguous()
     mesh = init_device_mesh(compute.device.type, (compute.ranks.of,))
     for stage in model.stages():
         # Lists of modules have no forward of their own to gather for; the model gathers what is in them.
