@@ -27,7 +27,7 @@ def losses(out: Path, ranks: int, *flags: object, shards: Path, **wanted: int) -
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         start += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(port)]
-    command = [*start, watched_train.__file__, "run", *map(str, flags), "--shards", shards, "--out", out]
+    command = [*start, watched_train.__file__, "run", *map(str, flags), "--shards", str(shards), "--out", str(out)]
     environment = {**os.environ, "WATCH": json.dumps({"losses": str(file), **wanted}), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert "exitcode  : -9" in done.stderr if wanted else done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ WATCH is JSON: `kill_at_step` or `kill_at_write` (the number of a checkpoint, ki
 import json
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,13 @@ def watch(wanted: dict[str, Any]) -> None:
                 file.write(f"{sums['loss'] / batch.size!r}\n")
         return sums
 
-    def write(path: Path, *rest: Any) -> None:
+    def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
         if path.name == checkpoint.CHECKPOINT:
             written.append(path)
             if len(written) == wanted.get("kill_at_write"):
                 path.with_name(f".{path.name}.tmp").write_bytes(b"half of it")
                 os.kill(os.getpid(), signal.SIGKILL)
-        save(path, *rest)
+        save(path, tensors, metadata)
 
     Stepper.__call__ = step  # type: ignore[method-assign]
     checkpoint.write_tensors = write
