@@ -10,16 +10,8 @@ from click.core import ParameterSource
 from pipeline.console import Commands, json_option, print_json, print_table
 from train.cli_eval import compare, evaluate, score_rows
 from train.cli_pretrain import pretrain
-from train.cli_training import (
-    DEFAULT_RUNS,
-    DEFAULT_SHARDS,
-    claim,
-    family_option,
-    fit,
-    recipe_options,
-    run_options,
-    saved_settings,
-)
+from train.cli_recipe import config_option, family_option, make_recipe, recipe_options, stopping_options
+from train.cli_training import DEFAULT_RUNS, DEFAULT_SHARDS, claim, fit, run_options, saved_settings
 from train.cli_use import export, predict
 
 
@@ -40,9 +32,11 @@ main.add_command(pretrain)
 
 
 @main.command()
+@config_option
 @click.option("--model", required=True, help="The family; `train models` lists them.")
 @run_options
 @recipe_options
+@stopping_options
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -61,6 +55,7 @@ def run(
     fsdp: bool,
     checkpoint_every: str,
     options: dict[str, Any],
+    tensorboard: bool,
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -70,10 +65,9 @@ def run(
 
     \b
     Example:  train run --model early_fusion --epochs 20 --out runs/first
+              train run --config runs/first/config.toml --seed 1
               torchrun --nproc-per-node 2 -m train run --model early_fusion --out runs/second
     """
-    from dataclasses import replace
-
     from pipeline.errors import UserError
     from train.recipes import RECIPES
     from train.stopping import Every
@@ -84,8 +78,7 @@ def run(
     if resume and out is None:
         raise UserError("--resume: say which run with --out")
     out = out or DEFAULT_RUNS / f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
-    given = {name: value for name, value in flags.items() if value is not None}
-    recipe = replace(RECIPES[model], **given)
+    recipe = make_recipe(model, flags)
     claim(out, resume=resume, overwrite=overwrite)
 
     from train.ranks import join_ranks
@@ -96,11 +89,13 @@ def run(
         fold, compiled, fsdp,
     )  # fmt: skip
     if resume:
-        asked = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        told = ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP
+        asked = {name for name in ctx.params if ctx.get_parameter_source(name) in told}
         settings = saved_settings(out, settings, asked)
     with join_ranks() as ranks:  # all of them have seen by then that the folder may be used
         out = Path(ranks.text_of_first(str(out)))
-        kept = {"cache": cache, "cache_size": cache_size, "checkpoint_every": every, "ranks": ranks}
+        kept = {"cache": cache, "cache_size": cache_size, "checkpoint_every": every, "ranks": ranks,
+                "tensorboard": tensorboard}  # fmt: skip
         metrics = fit(ctx, settings, out, kept, resume=resume)
     if not ranks.first:
         return
@@ -134,15 +129,13 @@ def bench(
     \b
     Example:  train bench --model early_fusion
     """
-    from dataclasses import replace
-
     from pipeline.errors import UserError
     from pipeline.shards.index import read_set
     from train.recipes import RECIPES
 
     if model not in RECIPES:
         raise UserError(f"--model {model}: no such family; there are {', '.join(RECIPES)}")
-    recipe = replace(RECIPES[model], **{name: value for name, value in flags.items() if value is not None})
+    recipe = make_recipe(model, flags)
     shard_set = read_set(shards)
 
     from train.bench import bench as measure

@@ -8,7 +8,8 @@ import click
 from click.core import ParameterSource
 
 from pipeline.console import print_json, print_table
-from train.cli_training import DEFAULT_RUNS, claim, fit, run_options, saved_settings, unlabelled_options
+from train.cli_recipe import unlabelled_options
+from train.cli_training import DEFAULT_RUNS, claim, fit, run_options, saved_settings
 
 if TYPE_CHECKING:
     from train.run_settings import RunSettings
@@ -31,6 +32,7 @@ def pretrain(
     cache_size: int | None,
     out: Path | None,
     checkpoint_every: str,
+    tensorboard: bool,
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -66,8 +68,14 @@ def pretrain(
         settings = saved_settings(out, settings, asked)
     with join_ranks() as ranks:
         out = Path(ranks.text_of_first(str(out)))
-        kept = {"cache": cache, "cache_size": cache_size, "checkpoint_every": every, "ranks": ranks}
-        metrics = fit(ctx, settings, out, {"objective": MaskedPretraining, **kept}, resume=resume)
+        kept: dict[str, Any] = {
+            "cache": cache,
+            "cache_size": cache_size,
+            "checkpoint_every": every,
+            "ranks": ranks,
+        }
+        kept |= {"tensorboard": tensorboard, "objective": MaskedPretraining}
+        metrics = fit(ctx, settings, out, kept, resume=resume)
     if not ranks.first:
         return
     if as_json:

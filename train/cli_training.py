@@ -1,7 +1,7 @@
-"""What training commands share: their flags, what is checked about them, and the way to the end of a run."""
+"""What training commands share: the flags of a run, what is checked about them, and the way to a run's end."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,65 +11,11 @@ import click
 from pipeline.console import PLACE, json_option, progress
 from pipeline.report import no_stage
 from train.cli_eval import cache_options
+from train.cli_recipe import apply_options, family_option
 
 DEFAULT_SHARDS = Path("data/shards")
 DEFAULT_RUNS = Path("runs")
-SHARE = click.FloatRange(0, 1)
-TRUTH = {"true": True, "yes": True, "false": False, "no": False}
-# Told by the set and by other flags
-FIXED = ("name", "num_classes", "num_frames", "size", "in_channels", "dropout", "mask_ratio", "mean", "std")
 SEED = click.IntRange(0, 2**31 - 1)
-
-
-# A flag that is not given takes the family's default, from train/recipes.py.
-RECIPE_FLAGS: list[Callable[[Any], Any]] = [
-    click.option("--epochs", type=click.IntRange(1), help="Passes over the training clips."),
-    click.option("--batch-size", type=click.IntRange(1), help="Clips a step."),
-    click.option("--frames", type=click.IntRange(1), help="T: frames a clip, at the stored rate."),
-    click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate."),
-    click.option("--weight-decay", type=click.FloatRange(0), help="AdamW's, on weights only."),
-    click.option("--warmup", type=click.FloatRange(0), help="Epochs of linear warm-up."),
-    click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help="Gradients are cut to this norm."),
-    click.option("--accumulate", type=click.IntRange(1), help="Parts in which a batch goes through the model."),
-    click.option(
-        "--crop", type=click.FloatRange(0, 1, min_open=True), help="Smallest share of the area kept; 1: all."
-    ),
-    click.option("--ratio", type=click.FloatRange(1), help="How much wider or higher a crop may be; 1: none."),
-    click.option("--flip", type=SHARE, help="Share of clips that are mirrored."),
-    click.option("--brightness", type=SHARE, help="How far its factor may be from 1; 0: no change."),
-    click.option("--contrast", type=SHARE, help="Likewise."),
-    click.option("--saturation", type=SHARE, help="Likewise."),
-    click.option("--hue", type=click.FloatRange(0, 0.5), help="How far colours may turn, of a whole turn."),
-    click.option("--grayscale", type=SHARE, help="Share of clips without colour."),
-    click.option("--blur", type=SHARE, help="Share of clips that are blurred."),
-    click.option(
-        "--input",
-        type=click.Choice(["rgb", "diff", "rgb+diff"]),
-        help="Colours, changes, or both.",
-    ),
-]
-# Of these a training without labels knows nothing.
-LABEL_FLAGS: list[Callable[[Any], Any]] = [
-    click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="Of the cross-entropy."),
-    click.option(
-        "--layer-decay", type=click.FloatRange(0, 1, min_open=True), help="Rate of a stage over the next one's."
-    ),
-    click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Before the last layer."),
-    click.option("--erase", type=SHARE, help="Share of clips with a blank box."),
-    click.option("--mixup", type=click.FloatRange(0), help="Alpha of mixup; 0: none."),
-    click.option("--cutmix", type=click.FloatRange(0), help="Alpha of CutMix; 0: none."),
-]
-
-
-family_option = click.option(
-    "--option",
-    "options",
-    metavar="NAME=VALUE",
-    multiple=True,
-    callback=lambda _ctx, _param, given: parse_options(given),
-    help="One of the family's own, such as fusion=concat; may be repeated.",
-)
-
 RUN_FLAGS: list[Callable[[Any], Any]] = [
     click.option(
         "--shards", type=PLACE, default=DEFAULT_SHARDS, show_default=True, help="The set: a path or URL."
@@ -90,9 +36,12 @@ RUN_FLAGS: list[Callable[[Any], Any]] = [
         "--weights", type=click.Path(path_type=Path), help="Start from a checkpoint's file, or from another run."
     ),
     click.option(
-        "--compile", "compiled", is_flag=True, help="Compile the model (torch.compile); needs a compiler."
+        "--compile/--no-compile",
+        "compiled",
+        default=False,
+        help="Compile the model (torch.compile); needs a compiler.",
     ),
-    click.option("--fsdp", is_flag=True, help="Divide the weights among the ranks of torchrun (FSDP)."),
+    click.option("--fsdp/--no-fsdp", default=False, help="Divide the weights among the ranks of torchrun (FSDP)."),
     click.option(
         "--checkpoint-every",
         default="10min",
@@ -101,6 +50,7 @@ RUN_FLAGS: list[Callable[[Any], Any]] = [
         help="Besides after each epoch.",
     ),
     family_option,
+    click.option("--tensorboard/--no-tensorboard", default=False, help="Write the log for TensorBoard, too."),
     click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint."),
     click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
     json_option,
@@ -109,43 +59,7 @@ RUN_FLAGS: list[Callable[[Any], Any]] = [
 
 def run_options(command: Any) -> Any:
     """What any training is told beside its recipe."""
-    return _apply(RUN_FLAGS, command)
-
-
-def recipe_options(command: Any) -> Any:
-    """All flags that override a family's recipe."""
-    return _apply([*RECIPE_FLAGS, *LABEL_FLAGS], command)
-
-
-def unlabelled_options(command: Any) -> Any:
-    """Those of them that a training without labels takes."""
-    return _apply(RECIPE_FLAGS, command)
-
-
-def _apply(options: Sequence[Callable[[Any], Any]], command: Any) -> Any:
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def parse_options(given: tuple[str, ...]) -> dict[str, Any]:
-    """`depth=3 bidirectional=yes fusion=concat` → truth values and numbers, else words. Raises `UserError`."""
-    import json
-
-    from pipeline.errors import UserError
-
-    options: dict[str, Any] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise UserError(f"--option {text}: must be NAME=VALUE, such as fusion=concat")
-        if name in FIXED:
-            raise UserError(f"--option {text}: is not the family's own to choose")
-        try:
-            options[name] = TRUTH[value.lower()] if value.lower() in TRUTH else json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
+    return apply_options(RUN_FLAGS, command)
 
 
 def claim(out: Path, *, resume: bool, overwrite: bool) -> None:

@@ -13,6 +13,7 @@ from models import build_model, build_pretraining
 from models.family import Family
 from models.weights import Loaded, load_weights
 from pipeline.errors import UserError
+from train.allocator import keep_freed_memory
 from train.ranks import ALONE, Ranks
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -38,6 +39,8 @@ class Compute:
         On several CUDA devices batch norm takes its statistics over all of them (SyncBatchNorm); elsewhere each
         rank's norm layers see its own clips.
         """
+        if self.device.type == "cpu":
+            keep_freed_memory()
         model = model.to(self.device)
         if self.ranks.of > 1 and self.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]

@@ -61,7 +61,7 @@ def predict_split(
     The clips are spread over the ranks of `compute`, and all ranks get all probabilities.
     """
     index, ranks = stream.index, compute.ranks
-    chosen = evaluation_clips(index.frames, stream.frames_per_clip, clips)
+    chosen = evaluation_clips(index.frames, stream.sampling, clips)
     own, fresh = spread(len(chosen), ranks)
     total = np.zeros((len(index.videos), len(index.labels)))
     count = np.zeros(len(index.videos))
@@ -162,7 +162,9 @@ def _predict(
 ) -> Predictions:
     with ClipStream(
         index,
-        frames_per_clip=trained.frames_per_clip,
+        frames_per_clip=trained.sampling.frames,
+        sampling=trained.sampling.kind,
+        stride=trained.sampling.stride,
         batch_size=batch_size,
         device=compute.device,
         shards=source,

@@ -16,9 +16,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from models import count_parameters
+from models import PRETRAINING, count_parameters
 from models.origin import Origin
 from pipeline.errors import UserError
 from pipeline.places import absolute, as_place
@@ -27,16 +28,19 @@ from pipeline.shards.cache import cache_for
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import summarize
 from train import checkpoint
+from train.carried import carried, check_carried
 from train.classification import Classification
 from train.clips import batch_bounds
-from train.component import Component
 from train.compute import choose_compute, compile_model
+from train.config import CONFIG, config_text
 from train.objective import Objective, Say
 from train.optim import make_optimizer
 from train.parallel import shard_model
+from train.patience import merit
 from train.progress import Progress
 from train.ranks import ALONE, Ranks
 from train.run_settings import RunSettings
+from train.scalars import Scalars
 from train.step import Stepper
 from train.stopping import TEN_MINUTES, Clock, Every, Stopped, StopSignals
 from train.stream import ClipStream
@@ -60,6 +64,7 @@ class Trainer:
         cache_size: int | None = None,
         checkpoint_every: Every = TEN_MINUTES,
         ranks: Ranks = ALONE,
+        tensorboard: bool = False,
     ) -> None:
         self.settings, self.recipe, self.out, self.ranks = settings, settings.recipe, out, ranks
         self.say: Say = say if ranks.first else lambda _: None
@@ -69,6 +74,7 @@ class Trainer:
         self.compute = choose_compute(settings.device, settings.precision, ranks)
         self.objective = objective(settings, self.shard_set, self.compute, self.say)
         self.train_index, self.val_index = self.objective.splits()
+        self.clips_per_epoch = len(self.train_index) * self.recipe.repeats
         if settings.compile and settings.fsdp and ranks.of > 1:
             raise UserError("--compile, --fsdp: are not tried together; leave one of them out")
         self._check_batches()
@@ -76,12 +82,15 @@ class Trainer:
         self.model = self.compute.prepare(self.objective.build())
         if settings.compile:
             compile_model(self.model, self.compute)
-        self.steps_per_epoch = -(-len(self.train_index) // self.recipe.batch_size)
+        self.steps_per_epoch = -(-self.clips_per_epoch // self.recipe.batch_size)
         self.progress = Progress()
+        check_carried(settings, judged=self.val_index is not None and bool(self.objective.best_by))
+        self._scalars = [Scalars(out)] if tensorboard and ranks.first else []
 
     def _check_batches(self) -> None:
         """Every rank must get a clip of every batch. Raises `UserError`."""
-        bounds, unit = batch_bounds(len(self.train_index), self.recipe.batch_size), self.objective.unit
+        recipe, unit = self.recipe, self.objective.unit
+        bounds = batch_bounds(self.clips_per_epoch, recipe.batch_size, repeats=recipe.repeats)
         smallest = min(stop - begin for begin, stop in pairwise(bounds))
         if -(-smallest // unit) < self.ranks.of:
             pairs = ", and clips that are mixed stay together" if unit > 1 else ""
@@ -100,7 +109,9 @@ class Trainer:
             self.model, self.recipe.lr, self.recipe.weight_decay, self.recipe.layer_decay, self.recipe.beta2
         )
         shown = self.val_index or self.train_index
-        self.components: list[Component] = self.objective.components(self.out, partial(self._stream, shown))
+        own = self.objective.components(self.out, partial(self._stream, shown))
+        general = carried(self.settings, self.model, self.objective.best_by)
+        self.components = [*general, *own, *self._scalars]
         self.step = Stepper(self.model, self.objective, self.optimizer, self.steps_per_epoch)
 
     def start(self) -> None:
@@ -113,6 +124,8 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             about = {**self._description(), "started_from": started_from}
             checkpoint.write_json(self.out / checkpoint.RUN, about)
+            if self.settings.model not in PRETRAINING:  # it is for `train run`
+                checkpoint.write_text(self.out / CONFIG, config_text(about["settings"]))
         if started_from:  # so that going on never needs that file again
             self._save_checkpoint()
 
@@ -158,7 +171,7 @@ class Trainer:
         self.model.train()
         for component in self.components:
             component.before_epoch(at.epoch)
-        show = stage(f"epoch {at.epoch + 1}/{self.recipe.epochs}", len(stream.index))
+        show = stage(f"epoch {at.epoch + 1}/{self.recipe.epochs}", self.clips_per_epoch)
         show(at.now.clips)
         if at.now.stream:
             stream.load_state_dict(at.now.stream)
@@ -218,7 +231,7 @@ class Trainer:
 
     def _keep_best(self, line: dict[str, Any]) -> None:
         """The best epoch by the objective's measure, the later of two equals; without one, the last."""
-        reached = line.get(self.objective.best_by, 0.0)
+        reached = merit(line, self.objective.best_by)
         if reached >= self.progress.best:
             self.progress.best, self.progress.best_epoch = reached, line["epoch"]
             self._save_weights(checkpoint.BEST)
@@ -247,6 +260,10 @@ class Trainer:
         return ClipStream(
             index,
             frames_per_clip=self.recipe.frames,
+            sampling=self.recipe.sampling,
+            stride=self.recipe.stride,
+            weights="balanced" if self.recipe.balanced else None,
+            repeats=self.recipe.repeats,
             batch_size=self.recipe.batch_size,
             device=self.compute.device,
             seed=self.settings.seed,
@@ -294,6 +311,7 @@ class Trainer:
             "labels": list(self.shard_set.labels),
             "mean": list(self.objective.mean),
             "std": list(self.objective.std),
+            "sample_frames": int(np.median(self.train_index.frames)),
             "frames_recipe": self.shard_set.recipe.as_dict(),
             "fingerprint": summary["fingerprint"],
             "shards_digest": summary["digest"],

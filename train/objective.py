@@ -6,7 +6,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from torch import Tensor, nn
@@ -36,8 +36,8 @@ class Objective(ABC):
     `mean`, `std`: the normalisation of the clips; that of the first weights, where the run has any.
     """
 
-    # The value in the log's line of which the best epoch has most; without it, the last epoch is the best one.
-    best_by: ClassVar[str] = ""
+    # The value in the log's line that chooses the best epoch, see `train.patience.merit`; without it, the last.
+    best_by: str = ""
 
     @property
     def unit(self) -> int:
@@ -89,6 +89,8 @@ class Objective(ABC):
     @abstractmethod
     def losses(self, model: nn.Module, frames: Tensor, labels: Tensor, drawn: Any) -> dict[str, Tensor]:
         """Values of each clip [b]: `loss`, whose mean over the global batch the step brings down, and others.
+
+        Where there is a `weight` among them, that mean is the sum of `loss` over the sum of `weight`.
 
         `frames` uint8 [b, T, H, W, 3] and `labels` int64 [b] may be a part of the batch; `drawn` is that part of
         what `draw` gave. The log's line has the mean of each value over the epoch's clips, under its name here.

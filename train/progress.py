@@ -1,5 +1,6 @@
 """How far a run is: all of a checkpoint that is not tensors."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,8 +23,10 @@ class EpochSoFar:
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in sums.items()}
 
     def means(self) -> dict[str, float]:
-        """The values' means over the clips."""
-        return {name: value / self.clips for name, value in self.sums.items()}
+        """The values' means over the clips; that of the loss over the clips' weights, where they have any."""
+        means = {name: value / self.clips for name, value in self.sums.items()}
+        weight = means.pop("weight", 1.0)
+        return {**means, "loss": means["loss"] / weight}
 
 
 @dataclass
@@ -31,7 +34,7 @@ class Progress:
     """How far a run is. Seconds are of the clock on the wall, without the time between a stop and a resumption."""
 
     epoch: int = 0
-    best: float = -1.0
+    best: float = -math.inf  # see `train.patience.merit`
     best_epoch: int = 0
     clips: int = 0
     seconds: float = 0.0

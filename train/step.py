@@ -49,6 +49,8 @@ class Stepper:
             loss = found["loss"] / batch.size
             raise WorkFailed(f"the loss became {loss} at step {number}; try a lower --lr or --precision fp32")
         self.scaler.unscale_(self.optimizer)
+        if "weight" in found:  # known only now that all parts of the batch are through
+            self._scale_gradients(batch.size / found["weight"])
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -69,6 +71,11 @@ class Stepper:
                 loss = values["loss"].sum() * (ranks.of / batch.size)
                 torch.autograd.backward(self.scaler.scale(loss))
             yield values
+
+    def _scale_gradients(self, factor: float) -> None:
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
 
     def _parts(self, batch: Batch) -> list[slice]:
         """Micro-batches of this rank's clips: as many on every rank."""
