@@ -75,7 +75,9 @@ def build_shard(
             buckets=task.buckets,
             bytes=size,
             sha256=sha256,
-            samples=tuple(filling.samples),
+            samples=tuple(
+                msgspec.structs.replace(item, crc32c=writer.checksums(item)) for item in filling.samples
+            ),
             rejected=tuple(filling.rejected),
             damaged=tuple(filling.damaged),
         )

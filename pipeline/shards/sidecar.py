@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterable
 from typing import Annotated, NamedTuple
 
+import google_crc32c
 import msgspec
+import numpy as np
 from msgspec.structs import asdict, force_setattr
 
 from pipeline.errors import UserError
 
 SHARD = re.compile(r"(?:train|val|test)-[0-9]{6}\.tar|frames\.zarr/(?:train|val|test)-[0-9]{6}")
+CHECKSUM = ',\n "crc32c": "'  # the last field of the file, of all bytes before it
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 
@@ -27,8 +30,9 @@ class Sample(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     time that `json` and a tuple take, and the garbage collector never looks at them.
 
     `video` is the source's identity, `source` the SHA-256 of its bytes, `frames` how many there are, `offset`
-    where the first one is (in a tar: bytes from its start; in a zarr array: frames) and `sizes` the bytes of each
-    chunk, where a tar is compressed.
+    where the first one is (in a tar: bytes from its start; in a zarr array: frames), `sizes` the bytes of each
+    chunk, where a tar is compressed, and `crc32c` the checksums of the stored chunks that its frames are in, eight
+    hex digits each ("": of an old set).
     """
 
     key: str
@@ -39,6 +43,7 @@ class Sample(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     frames: Count
     offset: Count
     sizes: tuple[Size, ...] = ()
+    crc32c: str = ""
 
 
 class Place(NamedTuple):
@@ -64,7 +69,8 @@ class Broken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sidecar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that is known of one shard. `bucket` of `buckets`: which of the split's shards it is."""
+    """All that is known of one shard. `bucket` of `buckets`: which of the split's shards it is; `crc32c`: what the
+    file has as its own checksum, None before it is written, and in old sets."""
 
     shard: str
     fingerprint: str
@@ -76,18 +82,33 @@ class Sidecar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     samples: tuple[Sample, ...]
     rejected: tuple[Broken, ...]
     damaged: tuple[Broken, ...] = ()
+    crc32c: str | None = None
 
     def text(self) -> str:
         """What stands in the file: a line a sample, so that two sidecars can be compared by eye."""
         fields = asdict(self)
+        del fields["crc32c"]
         lists = {name: fields.pop(name) for name in ("samples", "rejected", "damaged")}
         head = json.dumps(fields, indent=1)[:-2]
         rows = ",\n".join(f' "{name}": [{_rows(entries)}]' for name, entries in lists.items())
-        return f"{head},\n{rows}\n}}\n"
+        return sealed(f"{head},\n{rows}")
+
+
+def crc32c(data: bytes | memoryview) -> str:
+    """CRC-32C (RFC 3720, B.4) of bytes, as eight hex digits."""
+    plain = data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)  # all that the library takes
+    return f"{google_crc32c.value(plain):08x}"
+
+
+def sealed(body: str) -> str:
+    """The JSON object that lacks only its end, with its checksum as the last field."""
+    return f'{body}{CHECKSUM}{crc32c(body.encode())}"\n}}\n'
 
 
 def _rows(entries: Iterable[Sample | Broken]) -> str:
-    shown = ({name: value for name, value in asdict(entry).items() if value != ()} for entry in entries)
+    optional = ("sizes", "crc32c")
+    entries_shown = (asdict(entry).items() for entry in entries)
+    shown = ({name: value for name, value in entry if value or name not in optional} for entry in entries_shown)
     lines = ",\n".join("  " + json.dumps(entry) for entry in shown)
     return f"\n{lines}\n " if lines else ""
 
@@ -99,6 +120,8 @@ def parse_sidecar(text: str, name: str) -> Sidecar:
     """The reverse of `Sidecar.text`. `name`: the file's, for the error. Raises `UserError`."""
     try:
         sidecar = _decode(text)
+        if sidecar.crc32c is not None and text != sealed(text.rpartition(CHECKSUM)[0]):
+            raise ValueError("its checksum does not fit, the file is damaged")
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: not a sidecar of a shard: {error}") from error
     if not SHARD.fullmatch(sidecar.shard):
