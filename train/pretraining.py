@@ -41,8 +41,8 @@ class MaskedDraws:
 
 
 class MaskedPretraining(Objective):
-    """The hidden pixels of clips, of whatever labels. The best weights are the last: what they give to a
-    classifier goes on growing when the loss hardly falls."""
+    """The hidden pixels of clips, of whatever labels. The best weights are the last: the loss on val
+    does not say what they give to a classifier."""
 
     def splits(self) -> tuple[SplitIndex, SplitIndex | None]:
         """Train and val, or what the fold makes of them."""
