@@ -120,8 +120,8 @@ def test_the_two_kinds_of_folder_agree(tmp_path: Path) -> None:
     (tmp_path / "a" / "2").write_text("two")
     for folder in (LocalFolder(tmp_path / "local"), get_folder("memory://agree")):
         folder.put(Path(str(tmp_path / "a")) if str(folder) != "memory://agree" else tmp_path / "local" / "b", "b")
-        folder.write("x/text", "hello")
-        folder.write_first("x/text", "other")
+        assert folder.create("x/text", "hello") and not folder.create("x/text", "other")
+        assert folder.modified("x/text") and folder.modified("x/none") is None
         folder.keep("b", "c")
         assert folder.names() == ["b", "c", "x"] and folder.names("b") == ["1", "2"] and folder.names("no") == []
         assert folder.size("c") == 6 and folder.size("nothing") is None and folder.read("x/text") == "hello"
