@@ -34,7 +34,7 @@ from pipeline.shards.directory import (
     all_there,
     begin,
     check_set,
-    end,
+    drop,
     look_at_set,
     open_set,
     scan,
@@ -121,7 +121,7 @@ def build_set(
         where = {"workers": workers, "scheduler": scheduler}
         running = _Running(folder, crew, job, where, max_rejects, time_limit, stage)
         running.carry_out(_tasks(todo, standing, folder, apart=bool(others)))
-        end(folder, before, todo.names)
+        drop(folder, before, todo.names)
         with crew.gate():
             if not crew.others() or (not crew.in_hand() and all_there(folder, todo.names)):
                 unmark(folder)

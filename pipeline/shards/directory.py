@@ -222,6 +222,12 @@ def begin(folder: Folder) -> set[str]:
 
 
 def end(folder: Folder, before: set[str], names: Collection[str]) -> None:
+    """The set is whole, and nobody else builds it."""
+    drop(folder, before, names)
+    unmark(folder)
+
+
+def drop(folder: Folder, before: set[str], names: Collection[str]) -> None:
     """Remove what stood in the set before the build and is no part of it now.
 
     Nothing that another builder has added meanwhile is touched. A sidecar goes before its shard.
@@ -249,7 +255,6 @@ def is_whole(folder: Folder, name: str, sidecar: Sidecar) -> bool:
 
 def _remove_set(folder: Folder) -> None:
     end(folder, begin(folder), set())
-    unmark(folder)
     for top in _tops():
         folder.remove(top)
     folder.remove(RECIPE_FILE)
