@@ -64,7 +64,9 @@ class RemoteFolder:
             found: dict[str, dict[str, Any]] = self._system.find(self._path(name), detail=True)
         except FileNotFoundError:
             return {}
-        return {path[len(self._root) + 1 :]: int(about["size"] or 0) for path, about in found.items()}
+        # A folder that somebody makes between two requests of one listing is listed as if it were a file.
+        files = {path: about for path, about in found.items() if about.get("type") != "directory"}
+        return {path[len(self._root) + 1 :]: int(about["size"] or 0) for path, about in files.items()}
 
     def _linked(self) -> list[str]:
         """Every file that an HTTP server lists, folder by folder."""
