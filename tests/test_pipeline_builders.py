@@ -20,13 +20,14 @@ from pipeline import build as build_module
 from pipeline.build import Elsewhere, Job, build_shard
 from pipeline.driver import Wanted, build_set
 from pipeline.errors import UserError
+from pipeline.machine import machine
 from pipeline.plan import ShardTask, goal
 from pipeline.recipe import Recipe
 from pipeline.report import no_report
 from pipeline.shards import builders
 from pipeline.shards.builders import BUILDERS, LEASE, MARK, Crew, lease
 from pipeline.shards.directory import BUILDING
-from pipeline.shards.folder import LocalFolder, get_folder, machine
+from pipeline.shards.folder import LocalFolder, get_folder
 from pipeline.shards.index import read_set
 from pipeline.sources import Video, list_videos
 
