@@ -108,7 +108,7 @@ def test_a_bad_video_is_no_part_of_it_and_a_video_cut_short_is(labelled_videos: 
     build(labelled_videos, tmp_path / "alone")
     build(labelled_videos, tmp_path / "first", cache=tmp_path / "cache")
     report = build(labelled_videos, tmp_path / "second", cache=tmp_path / "cache")
-    assert (report.decoded, report.rejected) == (0, 1) or report.copied >= 8
+    assert report.decoded == 0 and report.copied + report.rejected == 10
     assert set_bytes(tmp_path / "alone") == set_bytes(tmp_path / "first") == set_bytes(tmp_path / "second")
 
 
