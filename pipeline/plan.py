@@ -157,13 +157,11 @@ def plan(videos: Sequence[Video], digests: Mapping[str, str] | None, standing: S
         for bucket, inside in enumerate(shards):
             name = shard_name(split, bucket)
             names.add(name)
-            stands = standing.shards.get(name)
-            if not _holds(stands, buckets, inside, digests):
+            if not _holds(standing.shards.get(name), buckets, inside, digests):
                 inside.sort(key=lambda video: (identity(video.id), video.id))
                 known = {video.id: _item(video, digests[video.id], name, standing)
                          for video in inside if digests and video.id in digests}  # fmt: skip
-                stood = stands.sha256 if stands else None
-                tasks.append(ShardTask(split, bucket, buckets, tuple(inside), known, stood))
+                tasks.append(ShardTask(split, bucket, buckets, tuple(inside), known, standing.stood(name)))
     return Plan(tuple(tasks), frozenset(names), _snapshots(tasks, names, standing))
 
 

@@ -35,16 +35,25 @@ class Reuse:
 
 @dataclass
 class Standing:
-    """What a set holds already: its whole shards by name, and where the frames of each source's bytes are."""
+    """What a set holds already: its whole shards by name, and where the frames of each source's bytes are.
+
+    `forgotten`: SHA-256 of shards that stand, and are to be made again all the same.
+    """
 
     shards: dict[str, Sidecar] = field(default_factory=dict)
     frames: dict[str, list[Reuse]] = field(default_factory=dict)
     rejected: dict[str, Broken] = field(default_factory=dict)
     damaged: dict[str, Broken] = field(default_factory=dict)
+    forgotten: dict[str, str] = field(default_factory=dict)
+
+    def stood(self, name: str) -> str | None:
+        """SHA-256 of the shard that stands under that name."""
+        return self.shards[name].sha256 if name in self.shards else self.forgotten.get(name)
 
     def forget_rejected(self) -> None:
         """So that rejected videos are tried again: their shards are no longer as they should be."""
         self.rejected.clear()
+        self.forgotten = {name: sidecar.sha256 for name, sidecar in self.shards.items() if sidecar.rejected}
         self.shards = {name: sidecar for name, sidecar in self.shards.items() if not sidecar.rejected}
 
     def learn(self, file: str, sidecar: Sidecar) -> None:
