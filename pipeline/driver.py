@@ -123,7 +123,7 @@ def build_set(
         running.carry_out(_tasks(todo, standing, folder, apart=bool(others)))
         drop(folder, before, todo.names)
         with crew.gate():
-            if not crew.others() or (not crew.in_hand() and all_there(folder, todo.names)):
+            if not crew.others() or all_there(folder, todo.names):
                 unmark(folder)
         folder.sweep()
     built = running.built

@@ -111,10 +111,6 @@ class Crew:
                     self._folder.remove(_lease_name(shard))
         return held
 
-    def in_hand(self) -> dict[str, Mark]:
-        """All shards that other living builders have in hand."""
-        return self._held(self._leases())
-
     def _held(self, shards: Iterable[str]) -> dict[str, Mark]:
         """Those that other living builders have."""
         names = list(shards)
