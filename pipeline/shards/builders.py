@@ -99,24 +99,23 @@ class Crew:
 
         Leases of the dead are taken from them.
         """
-        asked, leased = list(shards), self._leases()
-        there = [shard for shard in asked if shard in leased]
-        if not there:
-            return {}
-        held = self._held(there)
-        if len(held) < len(there):
-            with self.gate():  # looked at again: nobody takes a lease away that a third one has just been given
-                held = self._held(there)
-                for shard in set(there) - set(held):
+        leased = self._leases()
+        there = [shard for shard in shards if shard in leased]
+        held, dead = self._held(there)
+        if dead:
+            with self.gate():
+                # Looked at again: only a dead builder's file is removed, never one that was created meanwhile.
+                held, dead = self._held(there)
+                for shard in dead:
                     self._folder.remove(_lease_name(shard))
         return held
 
-    def _held(self, shards: Iterable[str]) -> dict[str, Mark]:
-        """Those that other living builders have."""
-        names = list(shards)
-        tokens = dict(zip(names, ask_each(self._folder, self._holder, names), strict=True))
+    def _held(self, shards: list[str]) -> tuple[dict[str, Mark], list[str]]:
+        """Those that other living builders have, and those whose lease is of a dead one."""
+        tokens = dict(zip(shards, ask_each(self._folder, self._holder, shards), strict=True))
         living = {mark.token: mark for mark in self.others()}
-        return {shard: living[token] for shard, token in tokens.items() if token in living}
+        dead = [shard for shard, token in tokens.items() if token is not None and token not in living]
+        return {shard: living[token] for shard, token in tokens.items() if token in living}, dead
 
     def _leases(self) -> set[str]:
         return {name.removesuffix(LEASE) for name in self._folder.names(BUILDERS) if name.endswith(LEASE)}
