@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from pipeline.errors import UserError
 from pipeline.recipe import RECIPE_FILE, Recipe, recipe_text
 from pipeline.report import Report
@@ -94,11 +96,11 @@ class FrameCache:
             writer = self._format.create(made, self._recipe)
             for index, old in enumerate(samples):
                 key = f"{source}#{index:04d}"
-                named = old._replace(key=key, video=source, label="", group=source)
-                names = {"key": key, "video": source, "label": "", "group": source, "split": "train"}
-                place = writer.copy(key, reader, old, {**reader.meta(old), **names})
-                stood.append(named._replace(**place._asdict()))
+                names = {"key": key, "video": source, "label": "", "group": source}
+                place = writer.copy(key, reader, old, {**reader.meta(old), **names, "split": "train"})
+                stood.append(msgspec.structs.replace(old, **names, **place._asdict()))
             writer.close()
+            stood = [msgspec.structs.replace(sample, crc32c=writer.checksums(sample)) for sample in stood]
             size, sha256 = measure(made)
             breaks = (Broken(source, "", source, source, damaged.reason, damaged.frames),) if damaged else ()
             head = self._format.name(ONLY), self._recipe.fingerprint, "train", 0, 1, size, sha256

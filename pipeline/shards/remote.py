@@ -116,6 +116,28 @@ class RemoteFolder:
                  if path.startswith(prefix))  # fmt: skip
         return sorted({rest.partition("/")[0] for rest in below})
 
+    def folders(self, under: str = "") -> list[str]:
+        """See `Folder.folders`."""
+        prefix = f"{under}/" if under else ""
+        if self._is(HTTP):
+            found = [name for name in self._links(prefix) if name.endswith("/")]
+        else:
+            try:
+                entries = self._system.ls(self._path(under), detail=True)
+            except FileNotFoundError:
+                return []
+            found = [entry["name"] for entry in entries if entry["type"] == "directory"]
+        names = {name.rstrip("/").rpartition("/")[2] for name in found}
+        return sorted(name for name in names if not name.startswith("."))
+
+    def modified(self, name: str) -> float | None:
+        """See `Folder.modified`."""
+        try:
+            found: datetime = self._system.modified(self._path(name))
+        except (FileNotFoundError, NotImplementedError):
+            return None
+        return found.timestamp()
+
     def size(self, name: str) -> int | None:
         """See `Folder.size`."""
         # A server may keep hidden files from its lists.
@@ -174,14 +196,6 @@ class RemoteFolder:
                 self._system.pipe_file(place, data)
         self._changed()
         return True
-
-    def modified(self, name: str) -> float | None:
-        """See `Folder.modified`."""
-        try:
-            found: datetime = self._system.modified(self._path(name))
-        except (FileNotFoundError, NotImplementedError):
-            return None
-        return found.timestamp()
 
     @contextmanager
     def making(self, name: str) -> Iterator[Path]:
