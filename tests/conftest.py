@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -176,8 +177,12 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             "AWS_CONFIG_FILE": str(config), "AWS_SHARED_CREDENTIALS_FILE": str(config),
         }.items():  # fmt: skip
             environment.setenv(name, value)
+        # Another module's server had another address, and the buckets of all are in this process.
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/reset", data=b"").close()
         fsspec.filesystem("s3").mkdir("team")
         yield "s3://team"
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
     server.stop()
 
 
