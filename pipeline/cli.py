@@ -82,6 +82,7 @@ def sample_videos(folder: Path, videos: int, splits: str, seed: int, overwrite: 
 @click.option("--test", default=0.0, show_default=True, help="Likewise for test.")
 @click.option("--split-seed", default=0, show_default=True, help="Another number, another draw of the groups.")
 @click.option("--group-by", metavar="REGEX", help="What of a path names the recording that a clip was cut from.")
+@click.option("--unlabelled", is_flag=True, help="SRC has no labels: folders, but for splits, mean nothing.")
 @click.option(
     "--workers",
     type=click.IntRange(0),
@@ -307,7 +308,7 @@ def _wanted(source: Path | str, options: dict[str, Any]) -> "Wanted":
             f"--max-frames {recipe.max_frames}: of --size {options['size']} at most {most} fit into the "
             "8 GiB that a sample in a tar may have; give fewer, or --format zarr"
         )
-    names = ("val", "test", "split_seed", "group_by", "prune", "retry_rejected")
+    names = ("val", "test", "split_seed", "group_by", "unlabelled", "prune", "retry_rejected")
     rest = {name: options[name] for name in names}
     return Wanted(source, recipe, per_shard=options["videos_per_shard"], **rest)
 

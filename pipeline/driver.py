@@ -66,8 +66,9 @@ class BuildReport:
 class Wanted:
     """What a set is to hold: which videos, in which splits and how many to a shard, and what may go.
 
-    `val`, `test`: shares of the groups where the source names no split; `prune`: videos that the source no
-    longer has are dropped; `retry_rejected`: those that were rejected are tried again.
+    `val`, `test`: shares of the groups where the source names no split; `unlabelled`: the source has no labels;
+    `prune`: videos that the source no longer has are dropped; `retry_rejected`: those that were rejected are tried
+    again.
     """
 
     source: Path | str
@@ -76,6 +77,7 @@ class Wanted:
     test: float = 0.0
     split_seed: int = 0
     group_by: str | None = None
+    unlabelled: bool = False
     per_shard: int = 32
     prune: bool = False
     retry_rejected: bool = False
@@ -154,7 +156,9 @@ def _folder(place: Path | str) -> Folder:
 def _videos(wanted: Wanted) -> tuple[list[Video], dict[str, float]]:
     """The videos, each with a split, and the shares that were asked for where the source names no split."""
     place = wanted.source
-    videos = list_videos(place if is_url(place) else Path(place).absolute(), wanted.group_by)
+    videos = list_videos(
+        place if is_url(place) else Path(place).absolute(), wanted.group_by, labelled=not wanted.unlabelled
+    )
     asked = {} if any(video.split for video in videos) else {"val": wanted.val, "test": wanted.test}
     return assign_splits(videos, wanted.val, wanted.test, wanted.split_seed), asked
 
