@@ -89,6 +89,7 @@ def sample_videos(folder: Path, videos: int, splits: str, seed: int, overwrite: 
     help="Processes; 0: this one, which a crashing decoder ends. Default: one a core.",
 )
 @click.option("--scheduler", metavar="tcp://…", help="Use this running Dask cluster instead.")
+@click.option("--cache", type=PLACE, metavar="PLACE", help="The team's frames: looked for there, and put there.")
 @click.option(
     "--on-corrupt", type=click.Choice(["reject", "keep"]), default="reject", show_default=True,
     help="A video that breaks on the way: none of it, or the frames that came out.",
@@ -127,7 +128,7 @@ def build_shards(
             found = estimate_set(wanted, out, workers=workers, overwrite=options["overwrite"], stage=stage)
         _print_estimate(out, found, as_json)
         return
-    names = ("scheduler", "overwrite", "max_rejects", "time_limit")
+    names = ("scheduler", "overwrite", "max_rejects", "time_limit", "cache")
     with progress("videos") as stage:
         report = build_set(wanted, out, workers=workers, stage=stage, **{name: options[name] for name in names})
     summary = summarize(read_set(out, whole=False))
