@@ -27,7 +27,7 @@ import click
 
 TRAIN = [sys.executable, "-c", "from train.cli import main; main()"]
 TRANSFORMERS = (
-    "--option scale=mini --input diff --epochs 30 --lr 3e-4 --warmup 2 --layer-decay 1 --dropout 0 "
+    "--option scale=mini --input diff --epochs 80 --lr 3e-4 --warmup 2 --layer-decay 1 --dropout 0 "
     "--label-smoothing 0 --crop 0.8 --brightness 0 --contrast 0"
 )
 CONVOLUTIONS = "--epochs 8"

@@ -20,7 +20,7 @@ from fuzz.samples import make_set
 from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
-from pipeline.shards.codec import Jpeg, Zstd
+from pipeline.shards.codec import Jpeg, Zstd, jpeg_size
 from pipeline.shards.folder import measure
 from pipeline.shards.index import read_set
 from pipeline.sources import list_videos
@@ -123,8 +123,10 @@ def description(**fields: object) -> Spoil:
             .encode()
             .ljust(member.size)
         )
-        assert len(made) == member.size, "the trick is too long"
-        (root / f"{STEM}.tar").write_bytes(data[: place.start] + made + data[place.stop :])
+        assert len(made) <= member.size, "the trick is too long"
+        (root / f"{STEM}.tar").write_bytes(
+            data[: place.start] + made.encode().ljust(member.size) + data[place.stop :]
+        )
         fit(root)
 
     return spoil
