@@ -18,7 +18,7 @@ from models.weights import read_state
 from pipeline.recipe import Recipe
 from train.cli import main
 
-RECIPE = Recipe(width=40, height=40, max_frames=32)
+RECIPE = Recipe(width=48, height=48, max_frames=32)
 RUN: dict[str, Any] = {
     "model": "single_frame", "settings": {"frames": 4, "shards": "set", "options": {}}, "labels": ["cats", "dogs"],
     "mean": [0.4] * 3, "std": [0.2] * 3, "fingerprint": RECIPE.fingerprint, "shards_digest": "d",
