@@ -1,8 +1,8 @@
 """Networks for single pictures, shared by the 2D families: ResNet, VGG and EfficientNet-Lite without their
-classifiers, averaged over the picture. Parameter names of the first two are torchvision's, so that its checkpoints fit:
-conv1, layer1.0.conv1, …"""
+classifiers, averaged over the picture. Parameter names of the first two are torchvision's, so that its checkpoints
+fit: conv1, layer1.0.conv1, …"""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -114,6 +114,12 @@ class ResNet18Half(ResNet18):
     width, channels = 256, 32
 
 
+class ResNet18Quarter(ResNet18):
+    """A quarter as wide: 702,096 parameters with 3 input channels."""
+
+    width, channels = 128, 16
+
+
 class ResNet34(ResNet):
     """21,284,672 parameters with 3 input channels."""
 
@@ -180,6 +186,7 @@ class VGG16(VGG):
 BACKBONES: dict[str, Callable[[int], Backbone]] = {
     "resnet18": ResNet18,
     "resnet18_half": ResNet18Half,
+    "resnet18_quarter": ResNet18Quarter,
     "resnet34": ResNet34,
     "resnet50": ResNet50,
     "vgg11": VGG11,
@@ -188,15 +195,22 @@ BACKBONES: dict[str, Callable[[int], Backbone]] = {
 }
 
 
-def find_backbone(names: Iterable[str]) -> str | None:
-    """The row of BACKBONES that is behind the names of a whole model, below `trunk.`; None where none is."""
-    weights = {name for name in names if name.startswith("trunk.") and name.endswith(".weight")}
-    with torch.device("meta"):
-        owns = {row: backbone(3).state_dict() for row, backbone in BACKBONES.items()}
-    for row, own in owns.items():
-        if weights == {f"trunk.{name}" for name in own if name.endswith(".weight")}:
+def find_backbone(state: Mapping[str, Tensor]) -> str | None:
+    """The row of BACKBONES that a whole model's tensors below `trunk.` are of, with any number of input channels;
+    None where none is."""
+    trunk = {name.removeprefix("trunk."): t for name, t in state.items() if name.startswith("trunk.")}
+    for row, backbone in BACKBONES.items():
+        with torch.device("meta"):
+            own = backbone(3)
+        if _shapes(trunk, own.stem) == _shapes(own.state_dict(), own.stem):
             return row
     return None
+
+
+def _shapes(state: Mapping[str, Tensor], stem: str) -> dict[str, torch.Size]:
+    """The shapes of the weights by name, that of the first without its channels of input."""
+    shapes = {name: tensor.shape for name, tensor in state.items() if name.endswith(".weight")}
+    return {name: shape[:1] + shape[2:] if name == stem else shape for name, shape in shapes.items()}
 
 
 def get_backbone(name: str, in_channels: int = 3) -> Backbone:

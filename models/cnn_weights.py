@@ -18,7 +18,7 @@ def _to_trunk(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _to_lite(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the underscores that they all begin with, and `_fc`, their classifier, left out of the trunk."""
+    """Names without the underscores that they all begin with; `_fc` is their classifier."""
     plain = {re.sub(r"(^|\.)_", r"\1", name): tensor for name, tensor in state.items()}
     return _to_trunk(plain)
 
@@ -55,7 +55,7 @@ CNN_FORMATS: tuple[Format, ...] = (
     ),
     Format(
         name="efficientnet-lite-pytorch",
-        recognises=lambda keys: {"_conv_stem.weight", "_conv_head.weight", "_blocks.1._expand_conv.weight"} <= keys,
+        recognises=lambda keys: {"_conv_stem.weight", "_blocks.1._expand_conv.weight"} <= keys,
         convert=_to_lite,
         families=PICTURE_FAMILIES,
         mean=LITE_MEAN,

@@ -1,5 +1,5 @@
-"""EfficientNet-Lite0: inverted bottlenecks (Tan & Le 2019, arXiv 1905.11946) without squeeze-and-excitation and with
-ReLU6 instead of swish, so that small devices run it. Without its classifier, averaged over the picture."""
+"""EfficientNet-Lite0: inverted bottlenecks (Tan & Le 2019, arXiv 1905.11946) without squeeze-and-excitation, and
+with ReLU6 instead of swish, so that small devices run it. Without its classifier, averaged over the picture."""
 
 from itertools import pairwise
 
@@ -38,7 +38,7 @@ class Block(nn.Module):
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """The convolution with TensorFlow's padding "SAME": where the whole of it is odd, right and bottom get more."""
+    """The convolution with TensorFlow's padding "SAME": of an odd number, right and bottom get the larger half."""
     height, width = (
         max((-(-side // stride) - 1) * stride + kernel - side, 0)
         for side, stride, kernel in zip(x.shape[2:], conv.stride, conv.kernel_size, strict=True)

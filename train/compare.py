@@ -81,14 +81,25 @@ class Cell:
 
 
 def plan_cells(
-    asked: Sequence[RunSettings], out: Path, *, folds: int | None, seeds: Sequence[int], clips: int
+    asked: Sequence[RunSettings],
+    out: Path,
+    *,
+    folds: int | None,
+    seeds: Sequence[int],
+    clips: int,
+    within: str | None = None,
 ) -> list[Cell]:
-    """Every family with every fold and seed, family by family."""
+    """Every family with every fold and seed, family by family; of what fold `within` trains on, where it is given.
+
+    Raises `UserError` for `within` without `folds`."""
+    if within and folds is None:
+        raise UserError(f"--within {within}: say into how many folds with --folds")
+    outer = f"{within}," if within else ""
     cells = []
     for settings in asked:
-        for fold in [None] if folds is None else [f"{number}/{folds}" for number in range(folds)]:
+        for fold in [None] if folds is None else [f"{outer}{number}/{folds}" for number in range(folds)]:
             for seed in seeds:
-                part = "" if fold is None else f"-fold{fold.replace('/', 'of')}"
+                part = "" if fold is None else f"-fold{fold.replace('/', 'of').replace(',', '-')}"
                 name = f"{settings.model}{part}-seed{seed}"
                 cells.append(Cell(replace(settings, fold=fold, seed=seed), out / name, clips))
     return cells
