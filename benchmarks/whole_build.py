@@ -9,8 +9,8 @@ each with our decoder, forget the frames) alternate with `prep build-shards --wo
 bare process with `--workers 1`. Ratios are taken repeat by repeat. What two bare processes gain over one is all
 that this machine has to give.
 
-Last result, 2026-11-22, `--files 1500 --repeats 1` on a machine that others used, too: the build has 0.88 of the
-speed of two bare processes, two workers 1.88 × one; two bare processes 1.80 × one.
+Last result, 2026-11-22, `--repeats 2`: the build has 0.93 of the speed of two bare processes (0.92 to 0.94), two
+workers 1.96 × one (1.87 to 2.06); two bare processes 1.91 × one.
 """
 
 import csv

@@ -25,6 +25,24 @@ CONNECT_SECONDS = 10
 REPORT_SECONDS = 0.5  # between two words of one worker on its progress: the scheduler carries them all
 # Tasks that the scheduler has at once: plenty for thousands of workers, and its memory does not grow with the set.
 WINDOW = 10_000
+# What Dask watches while its workers compute (ticks of 20 ms, profiles of 10 ms, memory of 100 ms) cost a tenth of
+# two cores, and giving memory back to the kernel after each frame another twentieth: `benchmarks/whole_build.py`.
+LOCAL = {
+    "distributed.worker.memory.terminate": False,
+    "distributed.worker.memory.monitor-interval": "5s",
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.tick.limit": "1h",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.admin.system-monitor.disk": False,
+    "distributed.nanny.pre-spawn-environ": {
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+        "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
+    },
+    # The first death brings the task back: it is done again with every video in a process of its own.
+    "distributed.scheduler.allowed-failures": 0,
+}
 
 
 class WorkerDied(Exception):
@@ -152,14 +170,8 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
             yield client
         return
     # A worker decodes one video at a time on one thread; more threads would only fight over the cores.
-    config = {
-        "distributed.worker.memory.terminate": False,
-        "distributed.admin.tick.limit": "1h",
-        # The first death brings the task back: it is done again with every video in a process of its own.
-        "distributed.scheduler.allowed-failures": 0,
-    }
     with (
-        dask.config.set(config),
+        dask.config.set(LOCAL),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
