@@ -50,6 +50,8 @@ bench: $(VENV)/installed $(VENV)-peers/installed  ## ratios against peers; needs
 bench-stream: $(VENV)/installed $(VENV)-loaders/installed  ## loaders against peers; 35 GB of disk in data/bench
 	$(BIN)/python benchmarks/stream.py $(VIDEOS) --folder data/bench --peers $(VENV)-loaders/bin/python
 	$(BIN)/python benchmarks/index.py
+	$(BIN)/python $(PIP) decord2
+	$(BIN)/python benchmarks/train_epoch.py $(VIDEOS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-peers $(VENV)-loaders build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

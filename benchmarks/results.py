@@ -22,7 +22,7 @@ from pipeline.console import print_table
 from train.checkpoint import LAST, write_json, write_text
 from train.compare import VERDICTS, Cell, compare, plan_cells, pooled
 from train.comparison_table import HEADER, notes, table_rows, write_markdown
-from train.loop import RunSettings
+from train.run_settings import RunSettings
 from train.recipes import RECIPES
 
 FOLDS, CLIPS = 5, 5

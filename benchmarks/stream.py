@@ -2,12 +2,15 @@
 
     make bench-stream VIDEOS=videos.csv                # makes .venv-loaders, too; or a folder of <label>/*.mp4
     python benchmarks/stream.py videos.csv --folder scratch --gigabytes 4 --rounds 5
+    python benchmarks/stream.py videos.csv --folder scratch --prepare                # writes the files only
+    python benchmarks/stream.py videos.csv --folder scratch --only "ours zstd" --only "litdata zstd"
 
 All videos are built into shards once, cut into clips of 16 frames, and these repeated up to `--gigabytes`; every
 loader gets them in its own form (`benchmarks/loaders.py`; `webdataset` reads our raw shards). Each loader has a
 process of its own, peers in the environment of `--peers`. They take turns, an epoch each, on files that are read
 into the page cache first; the median of the rounds is quoted, with the least and the most. Ratios are taken round
-by round. The limit is a bare NumPy gather from a mapped array into a reused buffer.
+by round. The limit is a bare NumPy gather from a mapped array into a reused buffer; that of a codec, its decoder
+alone on two threads over our shards in order.
 
 Then: an epoch of raw shards that are on disk alone, against reading their bytes from end to end; and every n-th
 video decoded on the fly by decord2 in a `DataLoader`. Asks for about 8 times `--gigabytes` of disk.
@@ -45,14 +48,16 @@ OURS = {
     "ours zstd": Recipe(codec="zstd"),
     "ours jpeg": Recipe(codec="jpeg"),
 }
-HERE = {"limit", *OURS}  # run in this Python
+STANDS = {"webdataset": "ours", "limit zstd": "ours zstd", "limit jpeg": "ours jpeg"}  # reads another's files
+HERE = {"limit", *OURS, "limit zstd", "limit jpeg"}  # run in this Python
 CLIPS_ALONE = {"limit", "map-style", "map-style, 2 workers", "decord2"}  # need no form of their own
-WORKERS = {"limit": (0,), "ours": (0,), "ours zarr": (0,), "decord2": (2,), "map-style, 2 workers": (2,)}
+NO_WORKERS = {"limit", "ours", "ours zarr"}
+TWO_WORKERS = {"decord2", "map-style, 2 workers", "limit zstd", "limit jpeg"}
 AGAINST = {  # what is promised of ours, by whom it is compared with
     "ours": ("limit", "litdata", "webdataset", "mosaic", "map-style", "map-style, 2 workers", "decord2"),
     "ours zarr": ("limit",),
-    "ours zstd": ("litdata zstd", "webdataset zstd"),
-    "ours jpeg": ("litdata jpeg", "webdataset jpeg", "mosaic jpeg"),
+    "ours zstd": ("limit zstd", "litdata zstd", "webdataset zstd"),
+    "ours jpeg": ("limit jpeg", "litdata jpeg", "webdataset jpeg", "mosaic jpeg"),
 }
 
 
@@ -174,7 +179,8 @@ def prepare(name: str, folder: Path, python: str) -> tuple[Path, str]:
     """Where the loader's form of the clips stands, made if need be; and why it cannot be made."""
     if name in CLIPS_ALONE:
         return folder, ""
-    out = folder / ("ours" if name == "webdataset" else name).replace(" ", "-")
+    name = STANDS.get(name, name)
+    out = folder / name.replace(" ", "-")
     if (out / ".whole").exists():
         return out, ""
     shutil.rmtree(out, ignore_errors=True)
@@ -192,7 +198,7 @@ def prepare(name: str, folder: Path, python: str) -> tuple[Path, str]:
 def best_contender(name: str, python: str, folder: Path, stack: ExitStack) -> Contender:
     """The loader with the number of workers with which its second epoch is fastest."""
     best: tuple[float, Contender] | None = None
-    for workers in WORKERS.get(name, (0, 1, 2)):
+    for workers in (0,) if name in NO_WORKERS else (2,) if name in TWO_WORKERS else (0, 1, 2):
         contender = Contender(name, python, folder, workers)
         stack.callback(contender.close)
         try:
@@ -269,10 +275,11 @@ def contest(there: dict[str, Contender], rounds: int) -> tuple[dict[str, list[Ep
 @click.option("--every", default=3, show_default=True, help="decord2 decodes every n-th video.")
 @click.option("--only", multiple=True, type=click.Choice(list(READ)), help="These loaders; all, if none is given.")
 @click.option("--peers", default=".venv-loaders/bin/python", show_default=True)
+@click.option("--prepare", "prepare_only", is_flag=True, help="Write every loader's files, and measure nothing.")
 @click.option("--json", "as_json", is_flag=True)
 def main(
     videos: Path, folder: Path, gigabytes: float, rounds: int, every: int, only: tuple[str, ...], peers: str,
-    as_json: bool,
+    prepare_only: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Print clips a second of every loader, and how many times as fast ours are."""
     python = shutil.which(peers) or sys.executable
@@ -288,15 +295,17 @@ def main(
         for name in only or READ:
             runs_in = sys.executable if name in HERE else python
             place, reason = prepare(name, folder, runs_in)
-            if not reason:
+            if not reason and not prepare_only:
                 contender = best_contender(name, runs_in, place, stack)
                 reason = contender.missing
             if reason:
                 missing[name] = reason
-            else:
+            elif not prepare_only:
                 there[name] = contender
             print(f"{name}: {reason or 'ready'}", file=sys.stderr)
         epochs, broken = contest(there, rounds)
+    if prepare_only:
+        return
     found = {
         **report(there, epochs),
         "missing": {**missing, **broken},
@@ -310,7 +319,7 @@ def main(
 
 def report(there: dict[str, Contender], epochs: dict[str, list[Epoch]]) -> dict[str, Any]:
     """Rows of the table, and the ratios."""
-    truth = next((taken[0].checksum for name, taken in epochs.items() if name == "limit"), None)
+    truth = next((taken[0].checksum for name, taken in epochs.items() if name in {"limit", "limit zstd"}), None)
     rows = {
         name: {
             "workers": there[name].workers,

@@ -25,6 +25,7 @@ class Scale(NamedTuple):
 
 SIZES = {
     "micro": Scale(48, 2, 4),  # for tests
+    "mini": Scale(192, 4, 3),  # for a few thousand clips and no weights to start from
     "tiny": Scale(192, 12, 3),
     "small": Scale(384, 12, 6),
     "base": Scale(768, 12, 12),

@@ -7,6 +7,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pipeline.decode import DecodeError, Frame, get_decoder
 from pipeline.decode.apart import frames_apart
 from pipeline.decode.truncation import truncation
@@ -73,7 +75,9 @@ def build_shard(
             buckets=task.buckets,
             bytes=size,
             sha256=sha256,
-            samples=tuple(filling.samples),
+            samples=tuple(
+                msgspec.structs.replace(item, crc32c=writer.checksums(item)) for item in filling.samples
+            ),
             rejected=tuple(filling.rejected),
             damaged=tuple(filling.damaged),
         )
@@ -147,7 +151,7 @@ class _Filling:
                     }  # fmt: skip
                     meta = {**reader.meta(old), **names, "split": self.split}
                     place = self.writer.copy(key, reader, old, meta)
-                    self.samples.append(old._replace(**names, **place._asdict()))
+                    self.samples.append(msgspec.structs.replace(old, **names, **place._asdict()))
                     self.report(0)
         except (UserError, OSError):  # another builder has replaced the shard: the source still has the frames
             self.writer.rewind(mark)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli_share import COMMANDS
 from pipeline.console import PLACE, Commands, human_bytes, json_option, print_json, print_table, progress, warn
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ def main() -> None:
                  prep build-shards --fps 5 --size 112
                  prep inspect data/shards
     """
+
+
+for command in COMMANDS:
+    main.add_command(command)
 
 
 @main.command()

@@ -21,6 +21,7 @@ from pipeline.errors import UserError
 from pipeline.places import is_url
 from pipeline.report import Stage, no_stage
 from pipeline.shards import get_format
+from pipeline.shards.checks import check_sample
 from pipeline.shards.index import ShardSet
 from pipeline.shards.sidecar import Sample
 from pipeline.sources import Video, is_csv_label
@@ -125,6 +126,7 @@ def _look(
             for parts in samples.values():
                 digest, looks, seen = hashlib.sha256(), [], 0
                 for sample in in_order(parts):
+                    check_sample(reader, sample)
                     frames = reader.frames(sample)
                     digest.update(np.ascontiguousarray(frames).data)
                     looks.append(video_hash.coefficients(frames[-seen % every :: every]))

@@ -20,7 +20,6 @@ def summarize(shard_set: ShardSet) -> dict[str, Any]:
         groups[sample.group].add(split)
         sources[sample.source].add(sample.video)
     recipe = shard_set.recipe
-    hashes = "".join(f"{sidecar.shard} {sidecar.sha256}\n" for sidecar in sidecars)
     return {
         "videos": len(videos),
         "rejected": len(rejected),
@@ -41,9 +40,15 @@ def summarize(shard_set: ShardSet) -> dict[str, Any]:
         "damaged": _reasons(damaged),
         "unfinished": shard_set.unfinished,
         "fingerprint": recipe.fingerprint,
-        "digest": hashlib.sha256(hashes.encode()).hexdigest()[:16],
+        "digest": digest(shard_set),
         "shards": len(sidecars),
     }
+
+
+def digest(shard_set: ShardSet) -> str:
+    """16 hex digits that name the exact bytes of all shards: equal digests, equal sets."""
+    hashes = "".join(f"{sidecar.shard} {sidecar.sha256}\n" for sidecar in shard_set.sidecars)
+    return hashlib.sha256(hashes.encode()).hexdigest()[:16]
 
 
 def _reasons(broken: list[Broken]) -> list[dict[str, Any]]:

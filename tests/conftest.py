@@ -23,20 +23,28 @@ from pipeline.driver import BuildReport, Wanted, build_set
 from pipeline.recipe import Recipe
 from pipeline.shards import get_format
 from pipeline.shards.index import read_set
+from pipeline.shards.sidecar import sealed
 
 SMALL = Recipe(width=32, height=32)
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--exhaustive`: all real clips, twenty kills; minutes instead of seconds."""
+    """`--exhaustive`: all real clips, many kills; minutes instead of seconds."""
     parser.addoption("--exhaustive", action="store_true", help="all real clips, every kill")
+    parser.addoption("--kills", type=int, default=20, help="with --exhaustive: of builds and transfers, each")
 
 
 @pytest.fixture(scope="session")
 def exhaustive(request: pytest.FixtureRequest) -> bool:
     """Whether to test everything rather than a sample."""
     return bool(request.config.getoption("--exhaustive"))
+
+
+@pytest.fixture(scope="session")
+def kills(request: pytest.FixtureRequest, exhaustive: bool) -> int:
+    """How many builds or transfers to kill."""
+    return int(request.config.getoption("--kills")) if exhaustive else 2
 
 
 def shared_folder(name: str) -> Path:
@@ -185,6 +193,12 @@ def assert_one_clear_line(result: Result, code: int, message: str) -> None:
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
     assert len(errors) == 1 and message in errors[0], result.stderr
     assert "Traceback" not in result.output
+
+
+def edit_sidecar(path: Path, **fields: object) -> None:
+    """Change fields of a sidecar, and give it a checksum that fits."""
+    values = {name: value for name, value in json.loads(path.read_text()).items() if name != "crc32c"}
+    path.write_text(sealed(json.dumps({**values, **fields})[:-1]))
 
 
 def build(source: Path | str, root: Path | str, **options: object) -> BuildReport:

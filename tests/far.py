@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -79,6 +80,12 @@ def _answer(
     assert isinstance(server, FarServer)
     if fault == "flip":
         body = body[:half] + bytes([body[half] ^ 1]) + body[half + 1 :]
+    if fault == "reset":
+        linger = struct.pack("ii", 1, 0)  # the connection is not closed but torn down
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        handler.close_connection = True
+        handler.connection.close()
+        return
     body = {"short": body[:half], "long": body + b"x" * 70_000, "500": b"oops"}.get(fault, body)
     handler.send_response(500 if fault == "500" else status)
     for name, value in {**headers, "Content-Length": str(len(body))}.items():

@@ -1,6 +1,5 @@
 """Building sets: what is decoded, what is copied, and that nothing is lost."""
 
-import json
 import os
 import shutil
 from dataclasses import replace
@@ -8,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, build, frames_by_video, set_bytes, write_video
+from conftest import SMALL, build, edit_sidecar, frames_by_video, set_bytes, write_video
 
 from pipeline.decode import get_decoder
 from pipeline.errors import UserError
@@ -202,7 +201,7 @@ def test_identical_files_stay_two_samples_and_are_reported(labelled_videos: Path
 def test_a_sidecar_of_another_recipe_is_refused(labelled_videos: Path, tmp_path: Path) -> None:
     build(labelled_videos, tmp_path / "set")
     path = sorted((tmp_path / "set").glob("train-*.json"))[0]
-    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "0" * 16}))
+    edit_sidecar(path, fingerprint="0" * 16)
     with pytest.raises(UserError, match="belongs to the recipe"):
         build(labelled_videos, tmp_path / "set")
 

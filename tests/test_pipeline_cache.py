@@ -1,6 +1,5 @@
 """Sets that lie elsewhere: shards arrive once, whole and right, or the reason is told."""
 
-import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from conftest import build
+from conftest import build, edit_sidecar
 from far import (
     FAULTS,
     FarServer,
@@ -27,14 +26,15 @@ from moto.server import ThreadedMotoServer
 from pipeline import places
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
-from pipeline.shards.cache import TRIES, ShardCache, default_cache, parse_bytes
+from pipeline.shards.cache import ShardCache, default_cache, parse_bytes
+from pipeline.shards.fetch import TRIES
 from pipeline.shards.index import read_set
 from pipeline.shards.plain import member_frames, shard_urls
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.shards.cache.PAUSE", 0.01)
+    monkeypatch.setattr("pipeline.shards.fetch.PAUSE", 0.01)
 
 
 def test_a_set_behind_http_has_the_frames_of_the_local_one(server: FarServer, many: Path, tmp_path: Path) -> None:
@@ -245,9 +245,7 @@ def test_sizes_and_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def test_a_sidecar_cannot_name_a_file_elsewhere(set_copy: Path, tmp_path: Path) -> None:
-    sidecar = set_copy / "train-000000.json"
-    values = json.loads(sidecar.read_text())
-    sidecar.write_text(json.dumps({**values, "sha256": "../../x"}))
+    edit_sidecar(set_copy / "train-000000.json", sha256="../../x")
     found = read_set(set_copy)
     with pytest.raises(UserError, match="sha256"):
         ShardCache(found, found.sidecars, tmp_path / "cache")

@@ -58,7 +58,9 @@ def test_killed_builds_go_on_and_end_the_same(tmp_path: Path) -> None:
     kill_and_go_on(tmp_path / "videos", tmp_path / "set", expected, kills=4, latest=0.1)
 
 
-def test_twenty_kills_of_a_build_of_the_real_clips(real_clips: Path, tmp_path: Path, exhaustive: bool) -> None:
+def test_kills_of_a_build_of_the_real_clips(
+    real_clips: Path, tmp_path: Path, exhaustive: bool, kills: int
+) -> None:
     source = real_clips / "videos.csv"
     if not exhaustive:
         source = tmp_path / "videos"
@@ -67,5 +69,4 @@ def test_twenty_kills_of_a_build_of_the_real_clips(real_clips: Path, tmp_path: P
             (source / "fight" / path.name).symlink_to(path)
     build_set(Wanted(source, Recipe(), per_shard=4), tmp_path / "undisturbed")
     expected = set_bytes(tmp_path / "undisturbed")
-    kills, latest = (20, 2.0) if exhaustive else (2, 0.5)
-    kill_and_go_on(source, tmp_path / "set", expected, kills, latest)
+    kill_and_go_on(source, tmp_path / "set", expected, kills, latest=2.0 if exhaustive else 0.5)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 from pipeline.shards import get_format
 from pipeline.shards.index import read_set
-from pipeline.shards.sidecar import parse_sidecar
+from pipeline.shards.sidecar import CHECKSUM, parse_sidecar, sealed
 
 
 def our_frames(root: Path) -> dict[str, NDArray[np.uint8]]:
@@ -95,7 +95,10 @@ def test_a_sidecar_from_a_stranger_is_checked(small_set: Path, field: str, value
         parse_sidecar(text, "a.json")
 
 
-@pytest.mark.parametrize(("field", "value"), [("offset", -5), ("frames", -1), ("frames", "many")])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("offset", -5), ("offset", 2**63), ("frames", -1), ("frames", "many"), ("frames", True), ("sizes", [0])],
+)
 def test_offsets_and_lengths_in_a_sidecar_are_checked(small_set: Path, field: str, value: object) -> None:
     path = sorted(small_set.glob("train-*.json"))[0]
     values = json.loads(path.read_text())
@@ -107,6 +110,15 @@ def test_offsets_and_lengths_in_a_sidecar_are_checked(small_set: Path, field: st
 def test_a_sidecar_survives_the_round_trip(small_set: Path) -> None:
     for path in small_set.glob("train-*.json"):
         assert parse_sidecar(path.read_text(), "").text() == path.read_text()
+
+
+def test_a_sidecar_may_name_files_that_are_not_utf8(small_set: Path) -> None:
+    path = sorted(small_set.glob("train-*.json"))[0]
+    text = sealed(path.read_text().rpartition(CHECKSUM)[0].replace("cats/", r"c\udce4ts/"))
+    sidecar = parse_sidecar(text, "")
+    assert sidecar.text() == text != path.read_text()
+    with pytest.raises(UserError, match=r"a\.json: .*frames"):
+        parse_sidecar(text.replace('"frames": ', '"frames": -'), "a.json")
 
 
 def test_a_recipe_changed_by_hand_is_refused(set_copy: Path) -> None:

@@ -17,6 +17,7 @@ from pipeline.errors import WorkFailed
 from pipeline.shards.index import read_set
 from train.chart import Panel, Point, write_svg
 from train.cli import main
+from train.cli_recipe import options_by_family, weights_by_family
 from train.comparison_table import COURSE
 from train.folds import train_and_val
 from train.loop import Trainer
@@ -97,7 +98,7 @@ def test_inner_folds_leave_the_outer_one_alone(small_set: Path, tmp_path: Path) 
 def test_a_stopped_comparison_goes_on(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = compare(small_set, tmp_path / "whole", "--folds", 2, "--epochs", 2, "--json")
     trained: list[str] = []
-    epoch = Trainer._epoch
+    epoch = Trainer._train_epoch
 
     def stops(self: Trainer, *arguments: Any) -> None:
         if len(trained) == 3:  # in the second epoch of the second cell
@@ -106,7 +107,7 @@ def test_a_stopped_comparison_goes_on(small_set: Path, tmp_path: Path, monkeypat
         epoch(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_epoch", stops)
+        patch.setattr(Trainer, "_train_epoch", stops)
         assert compare(small_set, tmp_path / "cmp", "--folds", 2, "--epochs", 2).exit_code != 0
     assert trained == ["tiny-fold0of2-seed0", "tiny-fold0of2-seed0", "tiny-fold1of2-seed0"]
     result = compare(small_set, tmp_path / "cmp", "--folds", 2, "--epochs", 2, "--json")
@@ -144,10 +145,35 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
         (["--models", "tiny,magic"], "--models magic: no such family"),
         (["--seeds", "0,x"], "--seeds 0,x: must be whole numbers"),
         (["--folds", "99"], "99 folds of 24 groups"),
+        (["--option", "vivit.scale=small"], "must be FAMILY.NAME=VALUE, with one of tiny as the family"),
+        (["--weights", "tiny=nowhere"], "--weights tiny=nowhere: there is no nowhere"),
+        (["--freeze-epochs", "1"], "--freeze-epochs 1: without --weights there is nothing learnt to keep"),
     ],
 )
 def test_mistakes_get_one_clear_line(flags: list[str], message: str, small_set: Path, tmp_path: Path) -> None:
     assert_one_clear_line(compare(small_set, tmp_path, *flags), 2, message)
+
+
+def test_families_get_their_own_options_and_weights(tmp_path: Path) -> None:
+    given = ["vivit.scale=small", "cnn_lstm.bidirectional=yes", "vivit.ratio=0.5"]
+    wanted = {"vivit": {"scale": "small", "ratio": 0.5}, "cnn_lstm": {"bidirectional": True}}
+    assert options_by_family(given, ["vivit", "cnn_lstm"]) == wanted
+    (tmp_path / "a=b").touch()
+    own, place = f"vivit={tmp_path}", str(tmp_path / "a=b")
+    assert weights_by_family([place, own], ["vivit", "s3d"]) == {"vivit": str(tmp_path), "s3d": place}
+
+
+def test_weights_that_have_learnt_what_is_held_out_are_refused(small_set: Path, tmp_path: Path) -> None:
+    compare(small_set, tmp_path / "a", "--folds", 2)
+    learnt = tmp_path / "a" / "tiny-fold0of2-seed0"
+    flags = ["--models", "tiny", "--folds", 2, "--weights", learnt, "--precision", "fp32"]
+    words = ["compare", "--shards", small_set, "--out", tmp_path / "b", *flags]
+    refused = CliRunner().invoke(main, [str(word) for word in words])
+    assert_one_clear_line(refused, 2, "has learnt from videos of this set that tiny-fold1of2-seed0 holds out")
+    allowed = compare(small_set, tmp_path / "b", "--folds", 2, "--weights", f"tiny={learnt}", "--json")
+    assert allowed.exit_code == 0, allowed.output
+    about = json.loads((tmp_path / "b" / "tiny-fold1of2-seed0" / "run.json").read_text())
+    assert about["started_from"]["matched"] == 2
 
 
 def test_a_chart_escapes_its_names(tmp_path: Path) -> None:

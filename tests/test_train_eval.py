@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import assert_one_clear_line, build, write_video
+from msgspec import structs
 from sklearn.metrics import roc_auc_score
 
 from pipeline.recipe import Recipe
@@ -160,6 +161,7 @@ def test_groups_on_both_sides_cross(small_set: Path) -> None:
     shard_set = read_set(small_set)
     sample, other = shard_set.split("train").samples[:2]
     assert not crossing(shard_set, {sample.video: "train", other.video: "val"}, ())
-    joined = replace(shard_set.sidecars[0], samples=(sample._replace(group="g"), other._replace(group="g")))
+    samples = tuple(structs.replace(entry, group="g") for entry in (sample, other))
+    joined = structs.replace(shard_set.sidecars[0], samples=samples)
     found = crossing(replace(shard_set, sidecars=(joined,)), {sample.video: "train", other.video: "val"}, ())
     assert found.groups == ("g",)

@@ -16,6 +16,7 @@ from models import MODELS, build_model
 from pipeline.recipe import Recipe
 from train import export
 from train.cli import main
+from train.clips import Sampling
 from train.compute import Compute
 from train.inputs import INPUTS, make_input, to_clips
 from train.trained import Trained
@@ -52,7 +53,7 @@ def make_trained(name: str, options: dict[str, Any], kind: str = "rgb") -> Train
         spread = logits.std(0).max()
         last.bias.copy_((last.bias - logits.mean(0)) / spread)
         last.weight /= spread
-    return Trained(model, labels, mean, std, 8, Recipe(width=64, height=64), kind, {})
+    return Trained(model, labels, mean, std, Sampling(8), Recipe(width=64, height=64), kind, {})
 
 
 def some_frames(clips: int) -> torch.Tensor:

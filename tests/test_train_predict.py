@@ -19,6 +19,7 @@ from pipeline.recipe import Recipe
 from pipeline.report import Step
 from pipeline.shards.index import read_set
 from train.cli import main
+from train.clips import Sampling
 from train.compute import Compute
 from train.evaluate import predict_split
 from train.predict import cut_by, predict_videos, sliding_clips, spaced_clips
@@ -105,7 +106,8 @@ def test_so_it_does_for_jpeg_shards_and_videos_of_several_samples(trained: Train
 
 def test_spaced_clips_cover_each_part_of_a_video() -> None:
     clips = [
-        (first, stop, pixels[:, 0, 0, 0].tolist()) for first, stop, pixels in spaced_clips(numbers(11), 4, 2, 8)
+        (first, stop, pixels[:, 0, 0, 0].tolist())
+        for first, stop, pixels in spaced_clips(numbers(11), Sampling(4), 2, 8)
     ]
     assert clips == [(0, 4, [0, 1, 2, 3]), (4, 8, [4, 5, 6, 7]), (8, 11, [8, 9, 9, 10])]
 
@@ -114,20 +116,20 @@ def test_spaced_clips_cover_each_part_of_a_video() -> None:
     ("count", "starts"), [(4, [0]), (5, [0, 1]), (7, [0, 3]), (8, [0, 3, 4]), (10, [0, 3, 6]), (0, [])]
 )
 def test_sliding_clips_reach_the_end(count: int, starts: list[int]) -> None:
-    clips = list(sliding_clips(numbers(count), 4, 3))
+    clips = list(sliding_clips(numbers(count), Sampling(4), 4, 3))
     assert [first for first, _, _ in clips] == starts
     for first, stop, pixels in clips:
         assert pixels[:, 0, 0, 0].tolist() == list(range(first, stop))
 
 
 def test_a_video_shorter_than_a_clip_is_spread_over_it() -> None:
-    [(first, stop, pixels)] = sliding_clips(numbers(2), 4, 3)
+    [(first, stop, pixels)] = sliding_clips(numbers(2), Sampling(4), 4, 3)
     assert (first, stop, pixels[:, 0, 0, 0].tolist()) == (0, 2, [0, 0, 1, 1])
 
 
 def test_sliding_clips_come_while_the_video_is_still_read() -> None:
     frames = iter(numbers(200))
-    next(sliding_clips(frames, 4, 1))
+    next(sliding_clips(frames, Sampling(4), 4, 1))
     assert int(next(frames)[0, 0, 0]) == 4  # no frame more was taken than the clip needs
 
 

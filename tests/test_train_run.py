@@ -12,8 +12,9 @@ from far import FarServer
 from models import MODELS
 from train import checkpoint
 from train.cli import main
-from train.loop import RunSettings, Trainer
 from train.recipes import TrainRecipe
+from train.run_settings import RunSettings
+from train.step import Stepper
 
 QUICK = ["--model", "early_fusion", "--frames", "4", "--batch-size", "8", "--precision", "fp32"]
 
@@ -39,7 +40,8 @@ def run_folder(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_a_run_folder_holds_all_that_made_it(run_folder: Path) -> None:
     names = {path.name for path in run_folder.iterdir()}
     assert names == {
-        "run.json", "log.jsonl", "metrics.json", "best.safetensors", "last.safetensors", "checkpoint.safetensors",
+        "run.json", "config.toml", "log.jsonl", "metrics.json",
+        "best.safetensors", "last.safetensors", "checkpoint.safetensors",
     }  # fmt: skip
     about = json.loads((run_folder / "run.json").read_text())
     assert about["labels"] == ["cats", "dogs"]
@@ -70,7 +72,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     run_folder: Path, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_at: int
 ) -> None:
     out = tmp_path / "stopped"
-    step, steps = Trainer._step, []
+    step, steps = Stepper.__call__, []
 
     def stops(self, *arguments):  # type: ignore[no-untyped-def]
         steps.append(1)
@@ -79,7 +81,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
         return step(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", stops)
+        patch.setattr(Stepper, "__call__", stops)
         train("run", *QUICK, "--shards", small_set, "--epochs", 3, "--out", out)
     assert not (out / "metrics.json").exists()
     result = train("run", "--model", "early_fusion", "--out", out, "--resume")

@@ -12,11 +12,13 @@ from torch import nn
 
 from models import MODELS, build_model
 from models.origin import Origin, read_origin
-from train.cli import _parse_options, main
+from train.cli import main
+from train.cli_recipe import parse_options
 from train.inputs import IMAGENET_MEAN, IMAGENET_STD
 from train.loop import Trainer
 from train.optim import make_optimizer, set_rate
-from train.recipes import RECIPES
+from train.recipes import OWN, RECIPES, TrainRecipe
+from train.step import Stepper
 
 QUICK = ["--frames", "4", "--batch-size", "8", "--precision", "fp32", "--epochs", "1"]
 
@@ -90,12 +92,13 @@ def test_options_that_a_family_has_not_are_one_clear_line(
     ("word", "value"), [("yes", True), ("True", True), ("no", False), ("FALSE", False), ("3", 3), ("x", "x")]
 )
 def test_options_are_truth_values_numbers_or_words(word: str, value: object) -> None:
-    found = _parse_options((f"depth={word}",))["depth"]
+    found = parse_options((f"depth={word}",))["depth"]
     assert found == value and type(found) is type(value)
 
 
-def test_every_family_has_a_recipe() -> None:
-    assert list(RECIPES) == list(MODELS)
+def test_a_family_without_a_recipe_of_its_own_trains_by_the_defaults() -> None:
+    assert list(RECIPES) == list(MODELS) and OWN.keys() < MODELS.keys()
+    assert {family for family, recipe in RECIPES.items() if recipe != TrainRecipe()} == OWN.keys()
 
 
 def test_a_run_says_and_keeps_what_it_started_from(weights: Path, small_set: Path, tmp_path: Path) -> None:
@@ -136,7 +139,7 @@ def test_a_run_that_never_ended_an_epoch_goes_on_without_the_file(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", stops)
+        patch.setattr(Stepper, "__call__", stops)
         train(*run, "--out", tmp_path / "stopped")
     weights.unlink()
     result = train("run", "--model", "early_fusion", "--out", tmp_path / "stopped", "--resume")
@@ -156,7 +159,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_still_starts_from_th
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_save_checkpoint", stops)
         train(*run, "--out", tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.toml", "run.json"]
     assert train("run", "--model", "early_fusion", "--out", tmp_path / "run", "--resume").exit_code == 0
     learned = load_file(tmp_path / "run" / "last.safetensors")["trunk.layer1.0.conv1.weight"]
     torch.testing.assert_close(learned, load_file(weights)["layer1.0.conv1.weight"], rtol=0, atol=1e-6)

@@ -70,7 +70,12 @@ def bench(name: str, shard_set: ShardSet, recipe: TrainRecipe, compute: Compute,
     )
     step = training_step(model, recipe, compute)
     with ClipStream(
-        index, frames_per_clip=recipe.frames, batch_size=recipe.batch_size, device=compute.device
+        index,
+        frames_per_clip=recipe.frames,
+        sampling=recipe.sampling,
+        stride=recipe.stride,
+        batch_size=recipe.batch_size,
+        device=compute.device,
     ) as stream:
         speeds = _measure(stream, step, seconds)
     return {
@@ -125,7 +130,7 @@ def _batches(stream: ClipStream) -> Batches:
     """Full batches of epoch after epoch, without end."""
     index: SplitIndex = stream.index
     for epoch in count():
-        for batch in stream.batches(training_clips(index.frames, stream.frames_per_clip, 0, epoch)):
+        for batch in stream.batches(training_clips(index.frames, stream.sampling, 0, epoch)):
             if len(batch.labels) == stream.batch_size:
                 yield batch
 

@@ -1,6 +1,6 @@
 """`train`: shards to models and metrics. Heavy imports stay inside the commands: `--help` answers at once."""
 
-from collections.abc import Callable
+import shlex
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -10,14 +10,13 @@ import click
 from click.core import ParameterSource
 
 from pipeline.console import PLACE, Commands, json_option, print_json, print_table, progress
+from pipeline.report import no_stage
 from train.cli_eval import cache_options, compare, evaluate, score_rows
+from train.cli_recipe import config_option, family_option, make_recipe, recipe_options, stopping_options
 from train.cli_use import export, predict
 
 DEFAULT_SHARDS = Path("data/shards")
 DEFAULT_RUNS = Path("runs")
-SHARE = click.FloatRange(0, 1)
-TRUTH = {"true": True, "yes": True, "false": False, "no": False}
-FIXED = ("name", "num_classes", "num_frames", "size", "in_channels", "dropout")  # told by the set and other flags
 SEED = click.IntRange(0, 2**31 - 1)
 
 
@@ -36,60 +35,8 @@ main.add_command(predict)
 main.add_command(export)
 
 
-# A flag that is not given takes the family's default, from train/recipes.py.
-RECIPE_FLAGS: list[Callable[[Any], Any]] = [
-    click.option("--epochs", type=click.IntRange(1), help="Passes over the training clips."),
-    click.option("--batch-size", type=click.IntRange(1), help="Clips a step."),
-    click.option("--frames", type=click.IntRange(1), help="T: frames a clip, at the stored rate."),
-    click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate."),
-    click.option("--weight-decay", type=click.FloatRange(0), help="AdamW's, on weights only."),
-    click.option("--warmup", type=click.FloatRange(0), help="Epochs of linear warm-up."),
-    click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="Of the cross-entropy."),
-    click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help="Gradients are cut to this norm."),
-    click.option(
-        "--layer-decay", type=click.FloatRange(0, 1, min_open=True), help="Rate of a stage over the next one's."
-    ),
-    click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Before the last layer."),
-    click.option(
-        "--crop", type=click.FloatRange(0, 1, min_open=True), help="Smallest share of the area kept; 1: all."
-    ),
-    click.option("--ratio", type=click.FloatRange(1), help="How much wider or higher a crop may be; 1: none."),
-    click.option("--flip", type=SHARE, help="Share of clips that are mirrored."),
-    click.option("--brightness", type=SHARE, help="How far its factor may be from 1; 0: no change."),
-    click.option("--contrast", type=SHARE, help="Likewise."),
-    click.option("--saturation", type=SHARE, help="Likewise."),
-    click.option("--hue", type=click.FloatRange(0, 0.5), help="How far colours may turn, of a whole turn."),
-    click.option("--grayscale", type=SHARE, help="Share of clips without colour."),
-    click.option("--blur", type=SHARE, help="Share of clips that are blurred."),
-    click.option("--erase", type=SHARE, help="Share of clips with a blank box."),
-    click.option("--mixup", type=click.FloatRange(0), help="Alpha of mixup; 0: none."),
-    click.option("--cutmix", type=click.FloatRange(0), help="Alpha of CutMix; 0: none."),
-    click.option(
-        "--input",
-        type=click.Choice(["rgb", "diff", "rgb+diff"]),
-        help="Colours, changes, or both.",
-    ),
-]
-
-
-def recipe_options(command: Any) -> Any:
-    """All flags that override a family's recipe."""
-    for option in reversed(RECIPE_FLAGS):
-        command = option(command)
-    return command
-
-
-family_option = click.option(
-    "--option",
-    "options",
-    metavar="NAME=VALUE",
-    multiple=True,
-    callback=lambda _ctx, _param, given: _parse_options(given),
-    help="One of the family's own, such as fusion=concat; may be repeated.",
-)
-
-
 @main.command()
+@config_option
 @click.option("--model", required=True, help="The family; `train models` lists them.")
 @click.option("--shards", type=PLACE, default=DEFAULT_SHARDS, show_default=True, help="The set: a path or URL.")
 @cache_options
@@ -101,12 +48,28 @@ family_option = click.option(
     "--fold", metavar="k/K", help="Hold fold k of K (0/5 … 4/5) out of train and val together, by group."
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="Start from a checkpoint's file, or from another run."
 )
+@click.option(
+    "--compile/--no-compile",
+    "compiled",
+    default=False,
+    help="Compile the model (torch.compile); needs a compiler.",
+)
+@click.option("--fsdp/--no-fsdp", default=False, help="Divide the weights among the ranks of torchrun (FSDP).")
+@click.option(
+    "--checkpoint-every",
+    default="10min",
+    show_default=True,
+    metavar="STEPS|MINUTESmin",
+    help="Besides after each epoch.",
+)
 @family_option
 @recipe_options
+@stopping_options
+@click.option("--tensorboard/--no-tensorboard", default=False, help="Write the log for TensorBoard, too.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @json_option
@@ -124,7 +87,11 @@ def run(
     device: str,
     precision: str,
     weights: Path | None,
+    compiled: bool,
+    fsdp: bool,
+    checkpoint_every: str,
     options: dict[str, Any],
+    tensorboard: bool,
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -134,41 +101,65 @@ def run(
 
     \b
     Example:  train run --model early_fusion --epochs 20 --out runs/first
+              train run --config runs/first/config.toml --seed 1
+              torchrun --nproc-per-node 2 -m train run --model early_fusion --out runs/second
     """
-    from dataclasses import replace
-
     from pipeline.errors import UserError
     from train.recipes import RECIPES
+    from train.stopping import Every
 
     if model not in RECIPES:
         raise UserError(f"--model {model}: no such family; there are {', '.join(RECIPES)}")
+    every = Every.parse(checkpoint_every)
     if resume and out is None:
         raise UserError("--resume: say which run with --out")
     out = out or DEFAULT_RUNS / f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
-    given = {name: value for name, value in flags.items() if value is not None}
-    recipe = replace(RECIPES[model], **given)
+    recipe = make_recipe(model, flags)
     _claim(out, resume=resume, overwrite=overwrite)
 
-    from train.loop import RunSettings, Trainer, describe_set
+    from train.ranks import join_ranks
+    from train.run_settings import RunSettings
 
     settings = RunSettings(
         model, str(shards), recipe, seed, device, precision, str(weights.resolve()) if weights else None, options,
-        fold,
+        fold, compiled, fsdp,
     )  # fmt: skip
     if resume:
-        asked = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        told = ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP
+        asked = {name for name in ctx.params if ctx.get_parameter_source(name) in told}
         settings = _saved_settings(out, settings, asked)
-    say = partial(click.echo, err=True)
-    trainer = Trainer(settings, out, say, cache=cache, cache_size=cache_size)
-    trainer.say(describe_set(trainer.shard_set))
-    trainer.resume() if resume else trainer.start()
-    with progress("clips") as stage:
-        metrics = trainer.fit(stage)
+    with join_ranks() as ranks:  # all of them have seen by then that the folder may be used
+        out = Path(ranks.text_of_first(str(out)))
+        kept = {"cache": cache, "cache_size": cache_size, "checkpoint_every": every, "ranks": ranks,
+                "tensorboard": tensorboard}  # fmt: skip
+        metrics = _fit(ctx, settings, out, kept, resume=resume)
+    if not ranks.first:
+        return
     if as_json:
         print_json({"run": str(out), **metrics})
         return
     print_table(str(out), _metric_rows(metrics))
     click.echo(f"next: train eval {out}")
+
+
+def _fit(ctx: click.Context, settings: Any, out: Path, kept: dict[str, Any], *, resume: bool) -> dict[str, Any]:
+    """Train to the end; a run that is stopped says what goes on with it."""
+    from train.loop import Trainer, describe_set
+    from train.stopping import Stopped
+
+    first = kept["ranks"].first
+    trainer = Trainer(settings, out, partial(click.echo, err=True), **kept)
+    trainer.say(describe_set(trainer.shard_set))
+    trainer.resume() if resume else trainer.start()
+    try:
+        with progress("clips") as stage:
+            return trainer.fit(stage if first else no_stage)
+    except Stopped as stopped:
+        command = f"train run --model {settings.model} --out {shlex.quote(str(out))} --resume"
+        if kept["ranks"].of > 1:
+            command = f"torchrun --nproc-per-node {kept['ranks'].of} -m {command}"
+        trainer.say(f"{stopped}; go on with: {command}")
+        ctx.exit(128 + stopped.number)
 
 
 main.command("eval")(evaluate)
@@ -183,7 +174,7 @@ main.command("compare")(recipe_options(compare))
 @click.option("--batch-size", type=click.IntRange(1), help="Clips a step.  [default: the family's]")
 @click.option("--frames", type=click.IntRange(1), help="T: frames a clip.  [default: the family's]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
 @click.option("--seconds", type=click.FloatRange(0), default=10, show_default=True, help="For each of the three.")
 @json_option
 def bench(
@@ -194,15 +185,13 @@ def bench(
     \b
     Example:  train bench --model early_fusion
     """
-    from dataclasses import replace
-
     from pipeline.errors import UserError
     from pipeline.shards.index import read_set
     from train.recipes import RECIPES
 
     if model not in RECIPES:
         raise UserError(f"--model {model}: no such family; there are {', '.join(RECIPES)}")
-    recipe = replace(RECIPES[model], **{name: value for name, value in flags.items() if value is not None})
+    recipe = make_recipe(model, flags)
     shard_set = read_set(shards)
 
     from train.bench import bench as measure
@@ -257,26 +246,6 @@ def models(
     )  # fmt: skip
 
 
-def _parse_options(given: tuple[str, ...]) -> dict[str, Any]:
-    """`depth=3 bidirectional=yes fusion=concat` → truth values and numbers, else words. Raises `UserError`."""
-    import json
-
-    from pipeline.errors import UserError
-
-    options: dict[str, Any] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise UserError(f"--option {text}: must be NAME=VALUE, such as fusion=concat")
-        if name in FIXED:
-            raise UserError(f"--option {text}: is not the family's own to choose")
-        try:
-            options[name] = TRUTH[value.lower()] if value.lower() in TRUTH else json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
-
-
 def _claim(out: Path, *, resume: bool, overwrite: bool) -> None:
     """See that the run's folder may be used; nothing is removed yet. Raises `UserError`."""
     from pipeline.errors import UserError
@@ -298,10 +267,11 @@ def _saved_settings(out: Path, asked: Any, given: set[str]) -> Any:
     from pipeline.errors import UserError
     from pipeline.places import absolute
     from train.checkpoint import read_run
-    from train.loop import RunSettings
+    from train.run_settings import RunSettings
 
     saved = RunSettings.from_dict(read_run(out)["settings"])
     before, now = saved.as_dict(), {**asked.as_dict(), "shards": absolute(asked.shards)}
+    given = {"compile" if name == "compiled" else name for name in given}
     for name in sorted(given & set(before)):
         if now[name] != before[name]:
             flag = "option" if name == "options" else name.replace("_", "-")

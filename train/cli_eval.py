@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pipeline.console import PLACE, json_option, print_json, print_table, progress, warn
+from train.cli_recipe import config_option, make_recipe, options_by_family, weights_by_family
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -45,7 +46,7 @@ def cache_options(command: Any) -> Any:
 @click.option("--overwrite", is_flag=True, help="Replace these files.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Clips a step.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
 @json_option
 def evaluate(
     run_folder: Path,
@@ -95,6 +96,7 @@ def _warn_of_leaks(split: str, leaks: dict[str, Any]) -> None:
         warn(f"{split}: {leaks['count']} groups or pairs of copies of it were learnt; this is no test score")
 
 
+@config_option
 @click.option(
     "--shards", type=click.Path(path_type=Path), default="data/shards", show_default=True, help="The set."
 )
@@ -109,7 +111,12 @@ def _warn_of_leaks(split: str, leaks: dict[str, Any]) -> None:
 @click.option("--clips", type=click.IntRange(1), default=5, show_default=True, help="Clips a video, averaged.")
 @click.option("--jobs", type=click.IntRange(1), help="Runs at a time.  [default: one a GPU]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
+@click.option("--weights", metavar="[FAMILY=]PATH", multiple=True, help="Start from a file, or a run; repeatable.")
+@click.option(
+    "--option", "options", metavar="FAMILY.NAME=VALUE", multiple=True,
+    help="One of a family's own, such as vivit.scale=small; repeatable.",
+)  # fmt: skip
 @click.option("--allow-leaks", is_flag=True, help="Go on where copies or groups are on both sides.")
 @click.option("--markdown", type=FILE, help="The table as Markdown.")
 @click.option("--plot", type=FILE, help="Accuracy over parameters, as SVG.")
@@ -126,6 +133,8 @@ def compare(
     jobs: int | None,
     device: str,
     precision: str,
+    weights: tuple[str, ...],
+    options: tuple[str, ...],
     allow_leaks: bool,
     markdown: Path | None,
     plot: Path | None,
@@ -144,13 +153,17 @@ def compare(
     from train.compare import compare as work
     from train.compare import plan_cells, visible_devices
     from train.comparison_table import write_markdown, write_plot
-    from train.loop import RunSettings
+    from train.run_settings import RunSettings
 
     place = str(shards.resolve())
+    kept, own = weights_by_family(weights, chosen), options_by_family(options, chosen)
     asked = [
-        RunSettings(name, place, recipe, device=device, precision=precision)
-        for name, recipe in _recipes(chosen, flags).items()
-    ]
+        RunSettings(
+            name, place, make_recipe(name, flags), device=device, precision=precision,
+            weights=kept.get(name), options=own.get(name, {}),
+        )
+        for name in chosen
+    ]  # fmt: skip
     cells = plan_cells(asked, out, folds=folds, seeds=numbers, clips=clips, within=within)
     jobs = jobs or max(1, len(visible_devices()) if device == "auto" else 1)
     say = partial(click.echo, err=True)
@@ -172,16 +185,6 @@ def _families(names: str | None) -> list[str]:
         if name not in RECIPES:
             raise UserError(f"--models {name}: no such family; there are {', '.join(RECIPES)}")
     return chosen
-
-
-def _recipes(families: list[str], flags: dict[str, Any]) -> dict[str, Any]:
-    """Each family's recipe with the flags that were given."""
-    from dataclasses import replace
-
-    from train.recipes import RECIPES
-
-    given = {name: value for name, value in flags.items() if value is not None}
-    return {name: replace(RECIPES[name], **given) for name in families}
 
 
 def _seeds(text: str) -> list[int]:

@@ -26,7 +26,7 @@ PEAKS_SHOWN = 3  # labels in the table of `train predict`
 @click.option("--overwrite", is_flag=True, help="Replace the files of --csv and --plot.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Clips a step.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
 @json_option
 def predict(
     run_folder: Path, videos: tuple[str, ...], clips: int | None, stride: float | None, weights: str,

@@ -158,7 +158,11 @@ def batch_bounds(
     return bounds
 
 
-def rank_part(begin: int, stop: int, rank: int, ranks: int) -> slice:
-    """The rank's part of the global batch from clip `begin` to `stop`: parts differ by one clip at most."""
-    size = stop - begin
-    return slice(begin + size * rank // ranks, begin + size * (rank + 1) // ranks)
+def rank_part(begin: int, stop: int, rank: int, ranks: int, unit: int = 1) -> slice:
+    """The rank's part of the global batch from clip `begin` to `stop`: parts differ by one clip at most.
+
+    `unit`: so many neighbours that are not parted, from the first on; parts then differ by as many at most.
+    """
+    units = -(-(stop - begin) // unit)
+    first, after = (units * number // ranks * unit for number in (rank, rank + 1))
+    return slice(begin + first, min(begin + after, stop))

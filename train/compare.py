@@ -32,8 +32,9 @@ from train.compute import choose_compute
 from train.evaluate import evaluate_run, groups_of
 from train.folds import train_and_val
 from train.leakage import copies, crossing
-from train.loop import RunSettings, Trainer
+from train.loop import Trainer
 from train.metrics import roc_auc, wilson
+from train.run_settings import RunSettings
 
 VERDICTS = "verdicts.json"  # in a cell's folder: what it says of the videos that it held out
 Say = Callable[[str], None]
@@ -133,6 +134,8 @@ def compare(
         if (cell.out / RUN).exists() and read_run(cell.out)["shards_digest"] != digest:
             raise UserError(f"{cell.out}: the set {shard_set.folder} has changed since; give another --out")
     out.mkdir(parents=True, exist_ok=True)
+    if not allow_leaks:
+        _check_weights(cells, digest)
     leaks = _check_leaks(cells, shard_set, out, stage, allowed=allow_leaks)
     say(f"{len(cells)} runs, {len(cells) - len(todo)} of them done")
     failed = _work(todo, jobs, say, stage)
@@ -148,6 +151,21 @@ def compare(
     }
     write_json(out / "comparison.json", found)
     return found
+
+
+def _check_weights(cells: Sequence[Cell], digest: str) -> None:
+    """Raises `UserError` for first weights from a run that has learnt what a cell holds out."""
+    for cell in cells:
+        place = Path(cell.settings.weights or "")
+        run = place if place.is_dir() else place.parent
+        if cell.settings.weights is None or not (run / RUN).exists():
+            continue
+        about = read_run(run)
+        if about["shards_digest"] == digest and about["settings"].get("fold") != cell.settings.fold:
+            raise UserError(
+                f"--weights {place}: has learnt from videos of this set that {cell.out.name} holds out; "
+                "--allow-leaks goes on all the same"
+            )
 
 
 def _check_leaks(

@@ -17,7 +17,7 @@ from pipeline.shards.cache import ShardCache, cache_for
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import summarize
 from train.checkpoint import read_run
-from train.clips import evaluation_clips
+from train.clips import Clips, evaluation_clips
 from train.compute import Compute
 from train.folds import train_and_val
 from train.inputs import make_input, to_clips
@@ -46,20 +46,29 @@ def predict_split(
     std: tuple[float, ...],
     kind: str = "rgb",
 ) -> Predictions:
-    """Probabilities of every video of the stream's split: the mean over its clips, shown as `kind` of input."""
-    index = stream.index
-    chosen = evaluation_clips(index.frames, stream.frames_per_clip, clips)
+    """Probabilities of every video of the stream's split: the mean over its clips, shown as `kind` of input.
+
+    The clips are spread over the ranks of `compute`, and all ranks get all probabilities.
+    """
+    index, ranks = stream.index, compute.ranks
+    chosen = evaluation_clips(index.frames, stream.sampling, clips)
+    # As many on every rank, since ranks that share a model's weights call it together: some clips come twice.
+    own = np.arange(ranks.rank, -(-len(chosen) // ranks.of) * ranks.of, ranks.of)
+    fresh = own < len(chosen)
+    own %= len(chosen)
     total = np.zeros((len(index.videos), len(index.labels)))
     count = np.zeros(len(index.videos))
     labels = np.zeros(len(index.videos), np.int64)
     labels[index.video] = index.label
     model.eval()
     with torch.inference_mode():
-        for batch in stream.batches(chosen):
+        for batch in stream.batches(Clips(chosen.sample[own], chosen.start[own])):
             logits = compute.logits(model, make_input(to_clips(batch.frames, mean, std), kind))
-            videos = index.video[batch.samples.numpy()]
-            np.add.at(total, videos, logits.softmax(1).double().cpu().numpy())
+            counted, fresh = np.split(fresh, [len(logits)])
+            videos = index.video[batch.samples.numpy()][counted]
+            np.add.at(total, videos, logits.softmax(1).double().cpu().numpy()[counted])
             np.add.at(count, videos, 1)
+    total, count = (ranks.sum(torch.from_numpy(sums)).numpy() for sums in (total, count))
     return Predictions(index.videos, total / count[:, None], labels)
 
 
@@ -146,7 +155,9 @@ def _predict(
 ) -> Predictions:
     with ClipStream(
         index,
-        frames_per_clip=trained.frames_per_clip,
+        frames_per_clip=trained.sampling.frames,
+        sampling=trained.sampling.kind,
+        stride=trained.sampling.stride,
         batch_size=batch_size,
         device=compute.device,
         shards=source,

@@ -119,7 +119,9 @@ def _metadata(trained: Trained, weights: str) -> dict[str, Any]:
         "input": "frames: uint8 [B, T, H, W, 3], RGB; normalised inside",
         "shown": trained.kind,
         "output": "probabilities: float32 [B, K], in the order of labels",
-        "frames": trained.frames_per_clip,
+        "frames": trained.sampling.frames,
+        "sampling": trained.sampling.kind,
+        "stride": trained.sampling.stride,
         "fps": str(recipe.fps),
         "size": [recipe.width, recipe.height],
         "fit": recipe.fit,
@@ -132,7 +134,7 @@ def _metadata(trained: Trained, weights: str) -> dict[str, Any]:
 
 def _trace(trained: Trained) -> ExportedProgram:
     deployed = Deployed(trained.model, trained.mean, trained.std, trained.kind).eval()
-    shape = (trained.frames_per_clip, trained.recipe.height, trained.recipe.width, 3)
+    shape = (trained.sampling.frames, trained.recipe.height, trained.recipe.width, 3)
     example = torch.zeros((2, *shape), dtype=torch.uint8)  # of one clip, "batch" would be taken for a constant
     with torch.no_grad():
         return torch.export.export(deployed, (example,), dynamic_shapes={"frames": {0: Dim("batch", min=1)}})
@@ -144,14 +146,17 @@ def _parity_clips(trained: Trained, clips: int, say: Callable[[str], None]) -> t
     try:
         shard_set = read_set(Path(trained.about["settings"]["shards"]))
         index = index_for(shard_set, dict(trained.about), "val" if "val" in shard_set.splits else "train")
-        chosen = evaluation_clips(index.frames, trained.frames_per_clip, 1)
+        chosen = evaluation_clips(index.frames, trained.sampling, 1)
         some = np.linspace(0, len(chosen) - 1, min(clips, len(chosen))).astype(np.int64)
         chosen = Clips(chosen.sample[some], chosen.start[some])
-        with ClipStream(index, frames_per_clip=trained.frames_per_clip, batch_size=len(some)) as stream:
+        how = trained.sampling
+        with ClipStream(
+            index, frames_per_clip=how.frames, sampling=how.kind, stride=how.stride, batch_size=len(some)
+        ) as stream:
             return next(stream.batches(chosen)).frames.clone(), "real"
     except (UserError, KeyError) as error:
         say(f"parity is checked on random clips: {error}")
-    shape = (clips, trained.frames_per_clip, trained.recipe.height, trained.recipe.width, 3)
+    shape = (clips, trained.sampling.frames, trained.recipe.height, trained.recipe.width, 3)
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8)), "random"
 
 

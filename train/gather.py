@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.shards import Frames, ShardReader, get_format
+from pipeline.shards.checks import FirstUse
 from pipeline.shards.codec import get_codec
 from pipeline.shards.index import SplitIndex
 from train.clips import Ints, Sampling, clip_frames
@@ -34,6 +35,7 @@ class Gatherer:
         self._format = get_format(index.recipe.format)
         self._shards: OrderedDict[int, _Shard] = OrderedDict()
         self._chunk = get_codec(index.recipe).chunk
+        self._first_use = FirstUse(index.frames, self._chunk)
         self._pool: ThreadPoolExecutor | None = None
         if index.recipe.codec != "raw":
             threads = threads or len(os.sched_getaffinity(0))
@@ -48,7 +50,7 @@ class Gatherer:
         jobs = zip(rows, shards, samples.tolist(), starts.tolist(), strict=False)
         if self._pool is None:
             for row, shard, sample, start in jobs:
-                self._copy(row, self._frames(shard, sample), start)
+                self._copy(row, self._shard(shard), sample, start)
         else:
             # Opened here, not in the pool: the threads share the readers.
             opened = [(row, self._shard(shard).reader, sample, start) for row, shard, sample, start in jobs]
@@ -66,16 +68,12 @@ class Gatherer:
         self._shards.move_to_end(number)
         return shard
 
-    def _frames(self, shard: int, sample: int) -> Frames:
-        """The mapped frames of a sample; looked up and checked once as long as its shard is open."""
-        known = self._shard(shard)
-        frames = known.frames.get(sample)
-        if frames is None:
-            frames = known.frames[sample] = known.reader.frames(self._index.samples[sample])
-        return frames
-
-    def _copy(self, row: Frames, frames: Frames, start: int) -> None:
+    def _copy(self, row: Frames, shard: _Shard, sample: int, start: int) -> None:
+        frames = shard.frames.get(sample)
+        if frames is None:  # looked up once as long as its shard is open
+            frames = shard.frames[sample] = shard.reader.frames(self._index.samples[sample])
         chosen = clip_frames(len(frames), self._sampling, start)
+        self._first_use.check(shard.reader, sample, self._index.samples[sample], chosen)
         if isinstance(chosen, slice):
             row[...] = frames[chosen]
         else:
@@ -85,6 +83,7 @@ class Gatherer:
         """Decode the frames of a clip, leaving out what lies in gaps of more than a chunk."""
         entry = self._index.samples[sample]
         chosen = clip_frames(entry.frames, self._sampling, start)
+        self._first_use.check(reader, sample, entry, chosen)
         if isinstance(chosen, slice):
             chosen = np.arange(chosen.start, chosen.stop, chosen.step)
         cuts = np.flatnonzero(np.diff(chosen) > self._chunk) + 1

@@ -43,6 +43,7 @@ def score(
         "accuracy": float(right.mean()),
         "accuracy_interval": list(wilson(int(right.sum()), len(labels))),
         "balanced_accuracy": _mean(recall),
+        "log_loss": log_loss(probabilities, labels),
         "roc_auc": roc_auc(probabilities, labels),
         "pr_auc": _mean(precision),
         "f1": float(f1.mean()),
@@ -84,6 +85,12 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share (Wilson 1927, JASA 22)."""
     interval = binomtest(right, total).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def log_loss(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """The cross-entropy, in nats; a probability of 0 counts as the smallest that float32 has."""
+    chances = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(chances, np.finfo(np.float32).tiny)).mean())
 
 
 def roc_auc(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float | None:

@@ -7,6 +7,8 @@ from torch import nn
 
 from models.family import Family
 
+FUSED = ("cpu", "cuda")  # where AdamW is one kernel for each parameter rather than one for each term of it
+
 
 def make_optimizer(model: Family, lr: float, weight_decay: float, layer_decay: float = 1.0) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) in groups that the model's stages and `undecayed` make.
@@ -29,7 +31,8 @@ def make_optimizer(model: Family, lr: float, weight_decay: float, layer_decay: f
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
         for (scale, decay), parameters in groups.items()
     ]
-    return torch.optim.AdamW(rows, lr=lr)
+    fused = all(p.device.type in FUSED for p in model.parameters())
+    return torch.optim.AdamW(rows, lr=lr, fused=fused)
 
 
 def _check_stages(model: Family, found: list[nn.Parameter]) -> None:

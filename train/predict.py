@@ -20,7 +20,7 @@ from pipeline.places import local_file
 from pipeline.recipe import Recipe
 from pipeline.report import Stage, Step
 from pipeline.shards.codec import get_codec
-from train.clips import clip_frames, evaluation_clips
+from train.clips import Sampling, clip_frames, evaluation_clips
 from train.compute import Compute
 from train.trained import Trained
 
@@ -87,41 +87,45 @@ class Prediction:
         }
 
 
-def spaced_clips(frames: Iterator[Pixels], frames_per_clip: int, clips: int, longest: int) -> Iterator[Clip]:
+def spaced_clips(frames: Iterator[Pixels], sampling: Sampling, clips: int, longest: int) -> Iterator[Clip]:
     """What `train eval` asks of a video: its parts of at most `longest` frames, as samples are cut, and up to
     `clips` evenly spaced clips of each. One part is held at a time."""
     first = 0
     while part := list(islice(frames, longest)):
-        for start in evaluation_clips(np.array([len(part)]), frames_per_clip, clips).start.tolist():
-            places = np.arange(len(part))[clip_frames(len(part), frames_per_clip, start)]
+        for start in evaluation_clips(np.array([len(part)]), sampling, clips).start.tolist():
+            places = np.arange(len(part))[clip_frames(len(part), sampling, start)]
             yield first + start, first + int(places[-1]) + 1, np.stack([part[place] for place in places])
         first += len(part)
 
 
-def sliding_clips(frames: Iterator[Pixels], frames_per_clip: int, stride: int) -> Iterator[Clip]:
-    """A clip every `stride` frames, and one that ends with the video; frames spread evenly over a shorter one.
+def sliding_clips(frames: Iterator[Pixels], sampling: Sampling, window: int, stride: int) -> Iterator[Clip]:
+    """A clip of `window` frames every `stride` frames, and one that ends with the video; frames spread evenly over
+    a shorter one.
 
-    Only the frames of one clip are held.
+    Only the frames of one window are held.
     """
-    held: deque[Pixels] = deque(maxlen=frames_per_clip)
+    held: deque[Pixels] = deque(maxlen=window)
     count = 0
+
+    def clip() -> Clip:
+        places = np.arange(len(held))[clip_frames(len(held), sampling, 0)]
+        return count - len(held), count, np.stack([held[place] for place in places])
+
     for count, frame in enumerate(frames, 1):
         held.append(frame)
-        if count >= frames_per_clip and (count - frames_per_clip) % stride == 0:
-            yield count - frames_per_clip, count, np.stack(held)
-    if 0 < count < frames_per_clip:
-        yield 0, count, np.stack(held)[clip_frames(count, frames_per_clip, 0)]
-    elif count and (count - frames_per_clip) % stride:
-        yield count - frames_per_clip, count, np.stack(held)
+        if count >= window and (count - window) % stride == 0:
+            yield clip()
+    if 0 < count < window or (count and (count - window) % stride):
+        yield clip()
 
 
 def cut_by(trained: Trained, clips: int, stride: float | None) -> Cut:
     """`sliding_clips` every `stride` seconds (to the nearest frame), else up to `clips` `spaced_clips`."""
-    length, recipe = trained.frames_per_clip, trained.recipe
+    sampling, recipe = trained.sampling, trained.recipe
     if stride is not None:
         frames = max(1, round(Fraction(stride) * recipe.fps))
-        return lambda pixels: sliding_clips(pixels, length, frames)
-    return lambda pixels: spaced_clips(pixels, length, clips, recipe.max_frames)
+        return lambda pixels: sliding_clips(pixels, sampling, trained.window, frames)
+    return lambda pixels: spaced_clips(pixels, sampling, clips, recipe.max_frames)
 
 
 def predict_videos(

@@ -1,7 +1,9 @@
-"""How each family is trained unless told otherwise. A family's row is where its numbers are changed."""
+"""How each family is trained unless told otherwise. A row in OWN is where a family's numbers are changed."""
 
 import math
 from dataclasses import dataclass, fields
+
+from models import MODELS
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,14 @@ class TrainRecipe(Augment):
     """Settings of one training run; every one can be given as a flag of `train run`.
 
     `lr` is the peak, reached after `warmup` epochs and followed by a cosine to zero; `layer_decay` is the rate of
-    each stage of the network over that of the one after it; `input` is what of a clip the model is shown
-    (`train.inputs.INPUTS`).
+    each stage of the network over that of the one after it; a batch goes through the model in `accumulate` parts;
+    `input` is what of a clip the model is shown (`train.inputs.INPUTS`).
+
+    `sampling`, `stride`: which frames make a clip, see `train.clips.Sampling`. `repeats`: clips of each sample in
+    a batch. `balanced`: classes are drawn equally often. `class_weights`: what a clip counts in the loss, see
+    `train.class_weights`. `ema`: decay of the averaged weights, see `train.ema`; 0: none. `freeze_epochs`: see
+    `train.freeze`. `best_by`: the metric on val that chooses the best epoch; `patience`: the run ends after so
+    many epochs without a better one; 0: never.
     """
 
     flip: float = 0.5
@@ -72,18 +80,39 @@ class TrainRecipe(Augment):
     warmup: float = 1.0
     label_smoothing: float = 0.1
     clip_norm: float = 1.0
+    accumulate: int = 1
     layer_decay: float = 1.0
     dropout: float = 0.0
+    sampling: str = "window"
+    stride: int = 1
+    repeats: int = 1
+    balanced: bool = False
+    class_weights: str = "none"
+    ema: float = 0.0
+    freeze_epochs: int = 0
+    best_by: str = "accuracy"
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampling == "uniform" and self.stride != 1:
+            raise ValueError(
+                f"--stride {self.stride}: not with --sampling uniform, which takes frames of the whole video"
+            )
+        if self.batch_size % self.repeats:
+            raise ValueError(f"--repeats {self.repeats}: --batch-size {self.batch_size} is not a multiple of it")
+        if self.balanced and self.class_weights == "balanced":
+            raise ValueError(
+                "--class-weights balanced: not with --balanced, which has evened out the classes already"
+            )
+        if self.freeze_epochs > self.epochs:
+            raise ValueError(f"--freeze-epochs {self.freeze_epochs}: there are only {self.epochs} epochs")
 
 
-RECIPES = {
-    "single_frame": TrainRecipe(),
-    "late_fusion": TrainRecipe(),
-    "early_fusion": TrainRecipe(),
-    "cnn_lstm": TrainRecipe(),
-    "cnn_mamba": TrainRecipe(),
-    "s3d": TrainRecipe(),
+# What trains otherwise than by the defaults.
+OWN = {
     # Fine-tuning: without --weights, transformers need more videos than most people have.
     "vivit": TrainRecipe(epochs=30, lr=1e-4, warmup=2.5, label_smoothing=0.2),
     "videomae": TrainRecipe(epochs=30, lr=5e-4 * 16 / 256, warmup=5.0, layer_decay=0.7, dropout=0.5),
 }
+RECIPES = {family: OWN.get(family, TrainRecipe()) for family in MODELS}

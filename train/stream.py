@@ -52,12 +52,15 @@ class ShardSource(Protocol):
 class Batch:
     """`frames` uint8 [B, T, H, W, C], `labels` int64 [B], `samples` int64 [B] (places in the index).
 
+    They are the clips from `first` on of a global batch of `size`, which is all of it where one rank is alone.
     On a CPU `frames` is the loader's own buffer: it holds until the next batch is asked for.
     """
 
     frames: Tensor
     labels: Tensor
     samples: Tensor
+    first: int
+    size: int
 
     def to_float(self, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> Tensor:
         """The clips as a model wants them: normalised float32 [B, T, C, H, W], a tensor of its own."""
@@ -73,6 +76,7 @@ class ClipStream:
     `frames_per_clip`, `sampling`, `stride`: see `train.clips.Sampling`.
     `batch_size`: of the global batch. Rank `rank` of `ranks` gets its even part of each: the same number of
     batches on every rank, their sizes differing by one at most; `drop_last`: see `train.clips.batch_bounds`.
+    `unit`: so many neighbours in a batch go to the same rank; sizes then differ by as many at most.
     `weights`: "balanced", or one for each sample of the index: clips are then drawn with replacement, so that an
     epoch has as many clips as ever, but not each of them once.
     `repeats`: so many clips of each sample in the same batch (repeated augmentation).
@@ -94,6 +98,7 @@ class ClipStream:
         seed: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        unit: int = 1,
         drop_last: bool = False,
         weights: Literal["balanced"] | Floats | None = None,
         repeats: int = 1,
@@ -101,11 +106,12 @@ class ClipStream:
         shards: ShardSource | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        if not 0 <= rank < ranks or batch_size < ranks:
+        if not 0 <= rank < ranks or -(-batch_size // unit) < ranks:
             raise ValueError(f"rank {rank} of {ranks} with a global batch of {batch_size}: each needs a clip")
         self.index, self.device, self.seed = index, torch.device(device), seed
         self.frames_per_clip, self.batch_size = frames_per_clip, batch_size
-        self.rank, self.ranks, self.drop_last, self.repeats = rank, ranks, drop_last, repeats
+        self.rank, self.ranks, self.unit = rank, ranks, unit
+        self.drop_last, self.repeats = drop_last, repeats
         self.sampling = Sampling(frames_per_clip, sampling, stride)
         batch_bounds(0, batch_size, repeats=repeats)  # raises where they don't fit together
         self.weights = balanced_weights(index.label) if isinstance(weights, str) else weights
@@ -115,7 +121,8 @@ class ClipStream:
         self._filler: Filler | None = None
         path = shards.path if shards else index.shards.__getitem__
         self._gatherer = Gatherer(index, self.sampling, threads, path)
-        shape = (-(-batch_size // ranks), frames_per_clip, index.recipe.height, index.recipe.width, 3)
+        most = -(-batch_size // (unit * ranks)) * unit
+        shape = (most, frames_per_clip, index.recipe.height, index.recipe.width, 3)
         self._buffers = [Buffer(shape, self.device) for _ in range(BUFFERS)]
 
     @classmethod
@@ -198,8 +205,8 @@ class ClipStream:
     def _iterate(self, clips: Clips, bounds: list[int]) -> Iterator[Batch]:
         if self._filler is not None:
             raise RuntimeError("this stream is in the middle of an epoch; close that iterator first")
-        parts = [rank_part(begin, stop, self.rank, self.ranks) for begin, stop in pairwise(bounds)]
-        if any(stop - begin < self.ranks for begin, stop in pairwise(bounds)):
+        parts = [rank_part(begin, stop, self.rank, self.ranks, self.unit) for begin, stop in pairwise(bounds)]
+        if any(-(-(stop - begin) // self.unit) < self.ranks for begin, stop in pairwise(bounds)):
             raise ValueError(f"the last batches have fewer clips than {self.ranks} ranks; use drop_last")
         if self._source is not None and parts:
             self._source.fetch(self._shards_in_order(clips, parts))
@@ -212,10 +219,12 @@ class ClipStream:
 
         filler = self._filler = Filler(fill, range(len(parts)), self._buffers)
         try:
-            while (got := self._next(filler)) is not None:
+            for (begin, stop), part in zip(pairwise(bounds), parts, strict=True):
+                if (got := self._next(filler)) is None:
+                    return
                 (frames, labels), samples, buffer = got
                 buffer.arrive(frames, labels)
-                yield Batch(frames, labels, samples)
+                yield Batch(frames, labels, samples, part.start - begin, stop - begin)
                 filler.free.put(buffer)
         finally:
             filler.stop()

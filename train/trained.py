@@ -12,13 +12,14 @@ from models.family import Family
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from train.checkpoint import RUN, load_weights, read_run
+from train.clips import Sampling
 from train.compute import Compute, make_model
 from train.inputs import INPUTS, make_input, to_clips
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A run's model, and what its clips are: `frames_per_clip` frames of `recipe`, normalised by `mean` and `std`.
+    """A run's model, and what its clips are: frames of `recipe` by `sampling`, normalised by `mean` and `std`.
 
     `kind`: one of INPUTS, what of a clip the model is shown; `about` is the run's description as it stands.
     """
@@ -27,10 +28,16 @@ class Trained:
     labels: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    frames_per_clip: int
+    sampling: Sampling
     recipe: Recipe
     kind: str
     about: Mapping[str, Any]
+
+    @property
+    def window(self) -> int:
+        """How many stored frames a clip reaches over; with uniform sampling, over as many as the samples that were
+        trained on have (their median)."""
+        return int(self.about["sample_frames"]) if self.sampling.kind == "uniform" else self.sampling.span
 
     def probabilities(self, frames: Tensor, compute: Compute) -> Tensor:
         """Stored frames uint8 [B, T, H, W, 3] → float64 [B, K] on the CPU, the numbers of `train eval`."""
@@ -55,6 +62,10 @@ def load_trained(run: Path, weights: str, compute: Compute) -> Trained:
         recipe = Recipe.from_dict(about["frames_recipe"])
     except UserError as error:
         raise UserError(f"{run / RUN}: its frames_recipe: {error}") from error
+    try:
+        sampling = Sampling(settings["frames"], settings.get("sampling", "window"), settings.get("stride", 1))
+    except ValueError as error:
+        raise UserError(f"{run / RUN}: {error}; the run is of another release") from error
     model = make_model(
         about["model"],
         num_classes=len(about["labels"]),
@@ -69,7 +80,7 @@ def load_trained(run: Path, weights: str, compute: Compute) -> Trained:
         labels=tuple(about["labels"]),
         mean=tuple(about["mean"]),
         std=tuple(about["std"]),
-        frames_per_clip=settings["frames"],
+        sampling=sampling,
         recipe=recipe,
         kind=kind,
         about=about,

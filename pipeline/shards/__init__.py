@@ -47,6 +47,10 @@ class ShardWriter(Protocol):
         """Finish the shard and flush it to disk."""
         ...
 
+    def checksums(self, sample: Sample) -> str:
+        """`Sample.crc32c` of a sample, once the shard is closed."""
+        ...
+
 
 class ShardReader(Protocol):
     """Reads the samples of one shard."""
@@ -64,6 +68,14 @@ class ShardReader(Protocol):
 
     def chunks(self, sample: Sample) -> Iterable[memoryview]:
         """The sample as it is encoded, where its chunks are its own."""
+        ...
+
+    def stored(self, sample: Sample, number: int) -> memoryview:
+        """The stored chunk `number` of those that the sample's frames are in. Raises `UserError` on damage."""
+        ...
+
+    def skipped(self, sample: Sample) -> int:
+        """How many frames of others stand in the sample's first stored chunk before it."""
         ...
 
     def meta(self, sample: Sample) -> dict[str, Any]:

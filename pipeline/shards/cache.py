@@ -1,30 +1,27 @@
 """Shards of a set that lies elsewhere, on this machine: fetched whole, once, checked, ahead of the reader.
 
 A shard is named by its SHA-256, so that sets, jobs and users share equal ones; store.py is the folder. A shard
-that does not arrive as its sidecar says is fetched again, and after `TRIES` tries the job ends with its name and
+that does not arrive as its sidecar says is fetched again (fetch.py), and in the end the job ends with its name and
 the reason: what `path` gives has the right bytes.
 """
 
-import hashlib
 import os
 import re
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 from pipeline.errors import UserError
 from pipeline.places import is_url
+from pipeline.shards.fetch import Fetcher, GaveUp
 from pipeline.shards.index import ShardSet, SplitIndex
 from pipeline.shards.sidecar import Sidecar
-from pipeline.shards.store import GaveUp, Store
+from pipeline.shards.store import Store
 
-TRIES = 5
-PAUSE = 0.5  # seconds before the second try; each later one waits twice as long
-CHUNK = 1 << 20
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -72,11 +69,11 @@ class ShardCache:
     ) -> None:
         self._folder, self._sidecars = shard_set.folder, sidecars
         self._store = Store(root, limit)
+        self._fetcher = Fetcher(self._folder, self._store.create)
         self._queue: deque[int] = deque()
         self._paths: dict[int, Path] = {}  # in the order of their arrival
         self._errors: dict[int, Exception] = {}
         self._busy: set[int] = set()
-        self._streams: set[BinaryIO] = set()
         self._stopped = threading.Event()
         self._changed = threading.Condition()
         self._count, self._threads = threads, list[threading.Thread]()
@@ -184,72 +181,11 @@ class ShardCache:
         name, size = self._name(sidecar), sidecar.bytes
         if found := self._store.find(name, size):
             return found
-        with self._store.told(), self._store.turn(name, self._stopped.wait) as part:
+        with self._store.told(), self._store.turn(name, self._fetcher.wait) as part:
             if found := self._store.find(name, size):
                 return found
-            self._download(sidecar, part)
+            self._fetcher.fetch(sidecar, part)
             return self._store.put(part, name)
-
-    def _download(self, sidecar: Sidecar, part: Path) -> None:
-        """Fetch until the bytes are right. Raises `UserError` after `TRIES` tries, `OSError` of our own disk."""
-        for number in range(TRIES):
-            if number and self._stopped.wait(PAUSE * 2 ** (number - 1)):
-                raise GaveUp
-            try:
-                self._try(sidecar, part)
-                return
-            except _Wrong as error:
-                wrong = error
-                if error.final:
-                    break
-        where = f"{self._folder}/{sidecar.shard}"
-        raise UserError(f"{where}: cannot be fetched: {wrong} (try {number + 1} of {TRIES})")
-
-    def _try(self, sidecar: Sidecar, part: Path) -> None:
-        digest, received = hashlib.sha256(), 0
-        for name in self._files(sidecar):
-            below = name[len(sidecar.shard) + 1 :]
-            with self._store.create(part / below if below else part) as file:
-                for data in self._chunks(name):
-                    received += len(data)
-                    if received > sidecar.bytes:
-                        raise _Wrong(f"more than the {sidecar.bytes} bytes that its sidecar says")
-                    digest.update(data)
-                    file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        if received < sidecar.bytes:
-            raise _Wrong(f"ended after {received} of {sidecar.bytes} bytes")
-        if digest.hexdigest() != sidecar.sha256:
-            raise _Wrong(f"its bytes have the SHA-256 {digest.hexdigest()}, its sidecar says {sidecar.sha256}")
-
-    def _files(self, sidecar: Sidecar) -> list[str]:
-        try:
-            files = self._folder.files(sidecar.shard)
-        except Exception as error:
-            raise _Wrong.of(error) from error
-        if not files:
-            raise _Wrong("it is not there", final=True)
-        return files
-
-    def _chunks(self, name: str) -> Iterator[bytes]:
-        """The file's bytes as they come. Whatever the far end does wrong, in words."""
-        try:
-            with self._folder.open(name) as stream:
-                self._streams.add(stream)
-                try:
-                    while data := stream.read(CHUNK):
-                        if self._stopped.is_set():
-                            raise GaveUp
-                        yield data
-                finally:
-                    self._streams.discard(stream)
-        except GaveUp:
-            raise
-        except Exception as error:  # each file system has exceptions of its own
-            if self._stopped.is_set():
-                raise GaveUp from error
-            raise _Wrong.of(error) from error
 
     def close(self) -> None:
         """Stop fetching, wait for the threads, and let go of the room. Maps of shards that are open stay valid.
@@ -259,8 +195,7 @@ class ShardCache:
         with self._changed:
             self._stopped.set()
             self._changed.notify_all()
-        for stream in list(self._streams):  # ends a read that waits for the server
-            stream.close()
+        self._fetcher.stop()
         for thread in self._threads:
             thread.join()
         self._threads.clear()
@@ -273,16 +208,3 @@ class ShardCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Wrong(Exception):
-    """What was wrong with one try; `final` where another one would be no better."""
-
-    def __init__(self, what: str, final: bool = False) -> None:
-        super().__init__(what)
-        self.final = final
-
-    @classmethod
-    def of(cls, error: Exception) -> Self:
-        final = isinstance(error, FileNotFoundError | PermissionError)
-        return cls(f"{type(error).__name__}: {error}", final)

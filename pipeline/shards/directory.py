@@ -95,7 +95,7 @@ def _refuse_another_recipe(folder: Folder, recipe: Recipe) -> None:
 
 def _refuse_other_files(folder: Folder) -> None:
     if Path(str(folder)).is_file():
-        raise UserError(f"{folder}: is a file; --out wants a folder")
+        raise UserError(f"{folder}: is a file; a set wants a folder")
     # What another builder of the same set has just made is none of them.
     ours = {RECIPE_FILE, STALE, BUILDING, *_tops()}
     others = [
@@ -105,7 +105,7 @@ def _refuse_other_files(folder: Folder) -> None:
         and not name.startswith(TEMPORARY)
     ]  # fmt: skip
     if others:
-        raise UserError(f"{folder}: holds other files ({others[0]}) and no shard set; give an empty --out")
+        raise UserError(f"{folder}: holds other files ({others[0]}) and no shard set; give an empty folder")
 
 
 def _tops() -> set[str]:

@@ -29,6 +29,15 @@ class Folder(Protocol):
         """What stands directly below `under`, sorted; nothing where that is missing."""
         ...
 
+    def folders(self, under: str = "") -> list[str]:
+        """The folders directly below `under`, sorted; hidden ones are none of ours."""
+        ...
+
+    def modified(self, name: str) -> float | None:
+        """When the file was written last, in seconds by the clock of the place; None where it is missing, or the
+        place does not say."""
+        ...
+
     def size(self, name: str) -> int | None:
         """Bytes of a file, or of all files of a folder; None where it is missing."""
         ...
@@ -143,6 +152,18 @@ class LocalFolder:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def folders(self, under: str = "") -> list[str]:
+        """See `Folder.folders`."""
+        names = [name for name in self.names(under) if not name.startswith(".")]
+        return [name for name in names if (self.root / under / name).is_dir()]
+
+    def modified(self, name: str) -> float | None:
+        """See `Folder.modified`."""
+        try:
+            return (self.root / name).stat().st_mtime
+        except FileNotFoundError:
+            return None
+
     def size(self, name: str) -> int | None:
         """See `Folder.size`."""
         try:
@@ -152,7 +173,7 @@ class LocalFolder:
 
     def read(self, name: str) -> str:
         """See `Folder.read`."""
-        return (self.root / name).read_text(encoding="utf-8")
+        return (self.root / name).read_bytes().decode()  # as it is: no newline is made another one
 
     def write(self, name: str, text: str) -> None:
         """See `Folder.write`."""

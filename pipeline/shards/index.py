@@ -1,9 +1,7 @@
 """A set as its readers see it: recipe and sidecars, checked for completeness, and its samples as columns."""
 
-import gc
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,11 +90,9 @@ class SplitIndex:
         self.frames = np.fromiter(map(attrgetter("frames"), self.samples), np.int64, count)
         labels = map(attrgetter("label"), self.samples)
         self.label = np.fromiter(map(number_of.__getitem__, labels), np.int64, count)
-        videos: dict[str, int] = {}
-        self.video = np.fromiter(
-            (videos.setdefault(video, len(videos)) for video in map(attrgetter("video"), self.samples)),
-            np.int64, count,
-        )  # fmt: skip
+        names = [sample.video for sample in self.samples]
+        videos = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        self.video = np.fromiter(map(videos.__getitem__, names), np.int64, count)
         self.videos: list[str] = list(videos)
 
     def __len__(self) -> int:
@@ -122,24 +118,11 @@ def _twice(sidecar: Sidecar, seen: set[str]) -> str:
     return sample.key
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """No garbage collection: of a million new objects that all stay, it would look at each many times."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def read_set(place: Path | str, *, whole: bool = True) -> ShardSet:
     """The set at a path or URL. Raises `UserError` where there is none, it is damaged, or (`whole`) unfinished."""
     folder = get_folder(place)
     recipe = read_recipe(folder)
-    with _no_collection():
-        shard_set = ShardSet(folder, recipe, tuple(sidecars(folder, recipe)), is_building(folder))
+    shard_set = ShardSet(folder, recipe, tuple(sidecars(folder, recipe)), is_building(folder))
     if whole and not shard_set.splits:
         rejected = sum(len(sidecar.rejected) for sidecar in shard_set.sidecars)
         if rejected and not shard_set.building:

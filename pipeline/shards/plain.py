@@ -11,9 +11,10 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.shards import Frames
+from pipeline.shards.checks import DIGITS, checksum
 from pipeline.shards.codec import decode_part, get_codec
 from pipeline.shards.index import ShardSet
-from pipeline.shards.sidecar import Sample
+from pipeline.shards.sidecar import Sample, crc32c
 from pipeline.shards.webdataset import cut_sizes
 
 
@@ -32,6 +33,9 @@ def member_frames(recipe: Recipe, sample: Sample, member: bytes) -> Frames:
     sizes = sample.sizes or cut_sizes(sample.frames, codec.chunk, frames[0].nbytes)
     starts = list(itertools.accumulate(sizes, initial=0))
     try:
+        for number in range(len(sample.crc32c) // DIGITS):
+            if crc32c(data[starts[number] : starts[number + 1]]) != checksum(sample, number):
+                raise ValueError(f"CRC-32C of chunk {number}")
         decode_part(codec, lambda i: data[starts[i] : starts[i + 1]], sample.frames, 0, frames)
     except (ValueError, IndexError) as error:
         raise UserError(f"{sample.key}: is damaged: {error}") from error

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -109,6 +110,28 @@ class RemoteFolder:
         prefix = f"{under}/" if under else ""
         below = (path[len(prefix) :] for path in self._sizes if path.startswith(prefix))
         return sorted({rest.partition("/")[0] for rest in below})
+
+    def folders(self, under: str = "") -> list[str]:
+        """See `Folder.folders`."""
+        prefix = f"{under}/" if under else ""
+        if self._is(HTTP):
+            found = [name for name in self._links(prefix) if name.endswith("/")]
+        else:
+            try:
+                entries = self._system.ls(self._path(under), detail=True)
+            except FileNotFoundError:
+                return []
+            found = [entry["name"] for entry in entries if entry["type"] == "directory"]
+        names = {name.rstrip("/").rpartition("/")[2] for name in found}
+        return sorted(name for name in names if not name.startswith("."))
+
+    def modified(self, name: str) -> float | None:
+        """See `Folder.modified`."""
+        try:
+            found: datetime = self._system.modified(self._path(name))
+        except (FileNotFoundError, NotImplementedError):
+            return None
+        return found.timestamp()
 
     def size(self, name: str) -> int | None:
         """See `Folder.size`."""

@@ -26,16 +26,13 @@ from typing import BinaryIO
 
 from pipeline.console import human_bytes
 from pipeline.errors import UserError
+from pipeline.shards.fetch import GaveUp
 from pipeline.shards.folder import remove_path, shard_files
 
 OURS = re.compile(r"([0-9a-f]{64}(?:\.tar)?)(\.part|\.lock)?")
 CLAIM = re.compile(r"[0-9]+-[0-9a-f]{8}\.claim")
 POLL = 0.05  # seconds between two tries to get a lock
 READABLE_WITHIN = 2.0  # seconds: another user's new file is theirs alone for a moment
-
-
-class GaveUp(Exception):
-    """Nobody wants the shard any more that a thread waited for."""
 
 
 class Store:

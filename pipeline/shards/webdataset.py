@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.shards import Frames, Mark, ShardReader, ShardWriter
 from pipeline.shards.codec import Raw, decode_part, get_codec
-from pipeline.shards.sidecar import Place, Sample
+from pipeline.shards.sidecar import Place, Sample, crc32c
 
 META_SUFFIX = ".json"
 LARGEST_MEMBER = 8**11 - 1  # bytes: a ustar header has eleven octal digits for them
@@ -69,6 +69,8 @@ class TarWriter:
         self._start: int | None = None  # of the sample in the making
         self._length = 0  # its frames
         self._sizes: list[int] = []  # of its chunks
+        self._crcs: list[str] = []  # likewise
+        self._checksums: dict[int, str] = {}  # of the samples, by offset
         self._waiting: list[Frames] = []  # frames of the chunk that is not full
 
     def frame(self, pixels: Frames) -> None:
@@ -86,6 +88,7 @@ class TarWriter:
             self._start = self._file.tell()
             self._file.write(bytes(self._head))  # written when name and length are known
         self._sizes.append(self._file.write(data))
+        self._crcs.append(crc32c(data))
         self._length += frames
 
     @property
@@ -100,7 +103,8 @@ class TarWriter:
         place = Place(self._start + self._head, () if isinstance(self._codec, Raw) else tuple(self._sizes))
         head = self._codec.head((self._length, *self._frame))
         self._member(self._start, key + self._codec.suffix, head)
-        self._start, self._length, self._sizes = None, 0, []
+        self._checksums[place.offset] = "".join(self._crcs)
+        self._start, self._length, self._sizes, self._crcs = None, 0, [], []
         start = self._file.tell()
         self._file.write(bytes(tarfile.BLOCKSIZE) + json.dumps(meta).encode())
         self._member(start, key + META_SUFFIX)
@@ -137,7 +141,7 @@ class TarWriter:
         """See `pipeline.shards.ShardWriter.rewind`."""
         self._file.seek(*mark)
         self._file.truncate()
-        self._start, self._length, self._sizes, self._waiting = None, 0, [], []
+        self._start, self._length, self._sizes, self._crcs, self._waiting = None, 0, [], [], []
 
     def close(self) -> None:
         """See `pipeline.shards.ShardWriter.close`."""
@@ -145,6 +149,10 @@ class TarWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+
+    def checksums(self, sample: Sample) -> str:
+        """See `pipeline.shards.ShardWriter.checksums`."""
+        return self._checksums[sample.offset]
 
 
 class TarReader:
@@ -191,6 +199,20 @@ class TarReader:
                 yield data[start : start + size]
                 start += size
 
+    def stored(self, sample: Sample, number: int) -> memoryview:
+        """See `pipeline.shards.ShardReader.stored`: a chunk of its own."""
+        self._check(sample)
+        if self._raw:
+            whole = self._codec.chunk * self._frame_bytes
+            start, size = number * whole, min(whole, self._length(sample) - number * whole)
+        else:
+            start, size = sum(sample.sizes[:number]), sample.sizes[number]
+        return memoryview(self._map)[sample.offset + start : sample.offset + start + size]
+
+    def skipped(self, sample: Sample) -> int:  # noqa: ARG002
+        """See `pipeline.shards.ShardReader.skipped`: a sample's chunks are its own."""
+        return 0
+
     def _length(self, sample: Sample) -> int:
         """Bytes of the sample's frames in the file."""
         return sample.frames * self._frame_bytes if self._raw else sum(sample.sizes)
@@ -221,6 +243,9 @@ class TarReader:
         if info.name != sample.key + META_SUFFIX or not isinstance(meta, dict):
             raise UserError(f"{self._path}: {info.name} stands where {sample.key}{META_SUFFIX} should be")
         return meta
+
+    def __str__(self) -> str:
+        return str(self._path)
 
     def __enter__(self) -> Self:
         return self

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.shards import Frames, Mark, ShardReader, ShardWriter
 from pipeline.shards.codec import Raw, decode_part, get_codec
-from pipeline.shards.sidecar import Place, Sample
+from pipeline.shards.sidecar import Place, Sample, crc32c
 from pipeline.shards.webdataset import map_file
 
 GROUP = "frames.zarr"
@@ -76,6 +76,7 @@ class ArrayWriter:
         self._path, self._recipe, self._codec = path, recipe, get_codec(recipe)
         self._file = (path / CHUNKS).open("wb")
         self._sizes: list[int] = []  # of the chunks written
+        self._crcs: list[str] = []  # likewise
         self._waiting: list[Frames] = []  # frames of the chunk that is not full
         self._samples: list[dict[str, Any]] = []
 
@@ -102,7 +103,9 @@ class ArrayWriter:
         return self.finish(key, meta)
 
     def _flush(self) -> None:
-        self._sizes.append(self._file.write(self._codec.encode(np.stack(self._waiting))))
+        data = self._codec.encode(np.stack(self._waiting))
+        self._sizes.append(self._file.write(data))
+        self._crcs.append(crc32c(data))
         self._waiting = []
 
     def mark(self) -> Mark:
@@ -114,7 +117,7 @@ class ArrayWriter:
         place, chunks, self._waiting, samples = mark
         self._file.seek(place)
         self._file.truncate()
-        del self._sizes[chunks:], self._samples[samples:]
+        del self._sizes[chunks:], self._crcs[chunks:], self._samples[samples:]
 
     def close(self) -> None:
         """See `pipeline.shards.ShardWriter.close`."""
@@ -133,6 +136,11 @@ class ArrayWriter:
                 file.flush()
                 os.fsync(file.fileno())
         self._file.close()
+
+    def checksums(self, sample: Sample) -> str:
+        """See `pipeline.shards.ShardWriter.checksums`."""
+        chunk = self._codec.chunk
+        return "".join(self._crcs[sample.offset // chunk : (sample.offset + sample.frames - 1) // chunk + 1])
 
     def _about(self, frames: int) -> dict[str, Any]:
         """The array's metadata. Keys as the specification has them."""
@@ -220,12 +228,25 @@ class ArrayReader:
         """See `pipeline.shards.ShardReader.chunks`: two samples may share one, so there are none to give."""
         raise NotImplementedError(f"{self._path}: chunks of {sample.key} are not its own")
 
+    def stored(self, sample: Sample, number: int) -> memoryview:
+        """See `pipeline.shards.ShardReader.stored`: a chunk of the array, which others may share."""
+        self.meta(sample)
+        start, size = self._index[sample.offset // self._codec.chunk + number]
+        return memoryview(self._map)[start : start + size]
+
+    def skipped(self, sample: Sample) -> int:
+        """See `pipeline.shards.ShardReader.skipped`."""
+        return sample.offset % self._codec.chunk
+
     def meta(self, sample: Sample) -> dict[str, Any]:
         """See `pipeline.shards.ShardReader.meta`: an entry of the array's attribute `samples`."""
         meta = self._samples.get(sample.key)
         if meta is None or (meta["start"], meta["stop"]) != (sample.offset, sample.offset + sample.frames):
             raise UserError(f"{self._path}: {sample.key} is not where its sidecar says; was the set built anew?")
         return {name: value for name, value in meta.items() if name not in ("start", "stop")}
+
+    def __str__(self) -> str:
+        return str(self._path)
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,109 @@
+"""What is in a shard, against what its sidecar says of it: layout, frames, descriptions, presentation times.
+
+The layout is read by the tools of others (`tarfile`, `zarr`), as a user without our code would.
+"""
+
+import tarfile
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.plan import identity
+from pipeline.recipe import Recipe
+from pipeline.shards import ShardReader, get_format
+from pipeline.shards.checks import DIGITS, check_sample
+from pipeline.shards.codec import get_codec
+from pipeline.shards.sidecar import Sample, Sidecar
+
+LATE = 1e-6  # seconds: rounding of times
+
+
+def look_inside(path: Path, sidecar: Sidecar, recipe: Recipe) -> None:
+    """Raises `UserError` for the first thing in the shard at `path` that is not as it should be."""
+    if recipe.format == "webdataset":
+        _check_tar(path, sidecar, recipe)
+    else:
+        _check_array(path, sidecar, recipe)
+    if not sidecar.samples:
+        return
+    starts: dict[str, tuple[int, float]] = {}  # by video: the next slot, and t0
+    with get_format(recipe.format).open(path, recipe) as reader:
+        for sample in sidecar.samples:
+            try:
+                _check_frames(reader, sample, recipe)
+                _check_meta(reader.meta(sample), sample, sidecar, recipe, starts)
+            except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+                raise UserError(f"{sample.key}: {type(error).__name__}: {error}") from error
+
+
+def _check_tar(path: Path, sidecar: Sidecar, recipe: Recipe) -> None:
+    codec = get_codec(recipe)
+    try:
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+    except tarfile.TarError as error:
+        raise UserError(f"no tar: {error}") from error
+    wanted = [name for sample in sidecar.samples for name in (sample.key + codec.suffix, sample.key + ".json")]
+    if [member.name for member in members] != wanted:
+        raise UserError("the members of the tar are not the samples of the sidecar")
+    for sample, member in zip(sidecar.samples, members[::2], strict=True):
+        head = codec.head((sample.frames, recipe.height, recipe.width, 3))
+        length = sum(sample.sizes) if sample.sizes else sample.frames * recipe.height * recipe.width * 3
+        if (member.offset_data + len(head), member.size) != (sample.offset, len(head) + length):
+            raise UserError(f"{sample.key} is not where the sidecar says")
+        with path.open("rb") as file:
+            file.seek(member.offset_data)
+            if file.read(len(head)) != head:
+                raise UserError(f"{member.name} does not begin as a file of its kind")
+
+
+def _check_array(path: Path, sidecar: Sidecar, recipe: Recipe) -> None:
+    import zarr
+
+    try:
+        array = zarr.open_array(str(path), mode="r")
+    except Exception as error:  # whatever zarr throws at what is no array
+        raise UserError(f"zarr cannot open it: {type(error).__name__}: {error}") from error
+    frames = sum(sample.frames for sample in sidecar.samples)
+    if (array.shape, str(array.dtype)) != ((frames, recipe.height, recipe.width, 3), "uint8"):
+        raise UserError(f"is an array of {array.dtype} {array.shape}, for {frames} frames")
+    keys = [sample["key"] for sample in array.attrs["samples"]]  # type: ignore[index, union-attr, call-overload]
+    if keys != [sample.key for sample in sidecar.samples]:
+        raise UserError("the samples of the array are not those of the sidecar")
+
+
+def _check_frames(reader: ShardReader, sample: Sample, recipe: Recipe) -> None:
+    chunk = get_codec(recipe).chunk
+    chunks = -(-(reader.skipped(sample) + sample.frames) // chunk)
+    if sample.crc32c and len(sample.crc32c) != chunks * DIGITS:
+        raise UserError(f"{sample.key} has {len(sample.crc32c) // DIGITS} checksums for {chunks} chunks")
+    check_sample(reader, sample)
+    part = np.empty((min(chunk, sample.frames), recipe.height, recipe.width, 3), np.uint8)
+    for first in range(0, sample.frames, chunk):
+        reader.clip(sample, first, part[: min(chunk, sample.frames - first)])
+
+
+def _check_meta(
+    meta: dict[str, Any], sample: Sample, sidecar: Sidecar, recipe: Recipe, starts: dict[str, tuple[int, float]]
+) -> None:
+    said = (meta["key"], meta["video"], meta["label"], meta["group"], meta["split"], meta["source"]["sha256"])
+    known = (sample.key, sample.video, sample.label, sample.group, sidecar.split, sample.source)
+    if said != known:
+        raise UserError(f"{sample.key}: the shard says {said}, the sidecar {known}")
+    if identity(sample.video) % sidecar.buckets != sidecar.bucket:
+        raise UserError(f"{sample.video} does not belong into bucket {sidecar.bucket} of {sidecar.buckets}")
+    if Fraction(meta["fps"]) != recipe.fps:
+        raise UserError(f"{sample.key}: fps is {meta['fps']!r}, the recipe's is {recipe.fps}")
+    times = np.array(meta["pts"], np.int64) * float(Fraction(meta["time_base"]))
+    first, t0 = starts.get(sample.video, (0, float(times[0]) if len(times) else 0.0))
+    if len(times) != sample.frames or meta["first"] != first:
+        raise UserError(
+            f"{sample.key}: {len(times)} times from slot {meta['first']} on, for {sample.frames} from {first} on"
+        )
+    slots = t0 + (first + np.arange(len(times))) / float(recipe.fps)
+    if (np.diff(times) < 0).any() or (times > slots + LATE).any():
+        raise UserError(f"{sample.key}: its presentation times go back, or come after their slots")
+    starts[sample.video] = first + sample.frames, t0

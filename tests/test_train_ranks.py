@@ -1,0 +1,81 @@
+"""Several ranks of torchrun make the steps of one process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import watched_train
+
+from train.clips import rank_part
+
+FEW = ["--model", "few", "--precision", "fp32", "--batch-size", "5", "--epochs", "5", "--mixup", "0.4"]
+VIVIT = ["--model", "vivit", "--option", "scale=micro", *FEW[2:]]
+
+
+def losses(out: Path, ranks: int, *flags: object, shards: Path, **wanted: int) -> list[float]:
+    """The losses of the steps of a run in the folder `out`, by so many processes; `wanted` as in WATCH."""
+    file = out.with_suffix(".losses")
+    file.unlink(missing_ok=True)
+    start = [sys.executable]
+    if ranks > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(port)]
+    command = [*start, watched_train.__file__, "run", *map(str, flags), "--shards", str(shards), "--out", str(out)]
+    environment = {**os.environ, "WATCH": json.dumps({"losses": str(file), **wanted}), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert "exitcode  : -9" in done.stderr if wanted else done.returncode == 0, done.stderr
+    return [float(line) for line in file.read_text().splitlines()]
+
+
+def worst(one: list[float], other: list[float]) -> float:
+    """The largest relative difference."""
+    difference = np.abs(np.array(one) / np.array(other) - 1).max()
+    print(f"largest relative difference of {len(one)} losses: {difference:.1e}")  # noqa: T201 - the docs' figure
+    return float(difference)
+
+
+def test_two_ranks_make_the_steps_of_one_process(small_set: Path, tmp_path: Path) -> None:
+    plain = [*FEW, "--option", "norm=no"]
+    alone = losses(tmp_path / "alone", 1, *plain, shards=small_set)
+    together = losses(tmp_path / "together", 2, *plain, shards=small_set)
+    assert len(alone) == len(together) == 20 and worst(together, alone) < 1e-5
+    assert (tmp_path / "together" / "log.jsonl").read_text().count("\n") == 5  # one rank writes
+
+
+def test_batch_norm_sees_a_ranks_clips_as_it_sees_a_micro_batch(small_set: Path, tmp_path: Path) -> None:
+    alone = losses(tmp_path / "alone", 1, *FEW, "--accumulate", 2, shards=small_set)
+    together = losses(tmp_path / "together", 2, *FEW, shards=small_set)
+    assert len(alone) == 20 and worst(together, alone) < 1e-5
+
+
+def test_micro_batches_of_a_family_without_batch_norm_change_nothing(small_set: Path, tmp_path: Path) -> None:
+    plain = [*FEW, "--option", "norm=no"]
+    whole = losses(tmp_path / "whole", 1, *plain, shards=small_set)
+    parts = losses(tmp_path / "parts", 1, *plain, "--accumulate", 3, shards=small_set)
+    assert worst(parts, whole) < 1e-5
+
+
+@pytest.mark.parametrize("more", [[], ["--fsdp"]])
+def test_two_ranks_that_are_killed_go_on_as_one_process(
+    more: list[str], small_set: Path, tmp_path: Path, exhaustive: bool
+) -> None:
+    if not exhaustive and not more:
+        pytest.skip("as with --fsdp; --exhaustive runs both")
+    alone = losses(tmp_path / "alone", 1, *VIVIT, shards=small_set)
+    run = [*VIVIT, *more, "--checkpoint-every", 2]
+    made = losses(tmp_path / "run", 2, *run, shards=small_set, kill_at_step=15)
+    made = made[:14] + losses(tmp_path / "run", 1, *run, "--resume", shards=small_set)
+    assert len(made) == len(alone) == 20 and worst(made, alone) < 1e-5
+
+
+def test_parts_of_a_batch_keep_pairs_whole() -> None:
+    parts = [rank_part(10, 21, rank, 3, unit=2) for rank in range(3)]
+    assert parts == [slice(10, 14), slice(14, 18), slice(18, 21)]
+    assert [rank_part(0, 3, rank, 2, unit=2) for rank in range(2)] == [slice(0, 2), slice(2, 3)]

@@ -1,0 +1,180 @@
+"""The flags that say how a model is trained, for `train run` and `train compare`, and a file that gives them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from train.recipes import TrainRecipe
+
+SHARE = click.FloatRange(0, 1)
+TRUTH = {"true": True, "yes": True, "false": False, "no": False}
+FIXED = ("name", "num_classes", "num_frames", "size", "in_channels", "dropout")  # told by the set and other flags
+
+
+# A flag that is not given takes the family's default, from train/recipes.py.
+RECIPE_FLAGS: list[Callable[[Any], Any]] = [
+    click.option("--epochs", type=click.IntRange(1), help="Passes over the training clips."),
+    click.option("--batch-size", type=click.IntRange(1), help="Clips a step."),
+    click.option("--frames", type=click.IntRange(1), help="T: frames a clip, at the stored rate."),
+    click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate."),
+    click.option("--weight-decay", type=click.FloatRange(0), help="AdamW's, on weights only."),
+    click.option("--warmup", type=click.FloatRange(0), help="Epochs of linear warm-up."),
+    click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="Of the cross-entropy."),
+    click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help="Gradients are cut to this norm."),
+    click.option("--accumulate", type=click.IntRange(1), help="Parts in which a batch goes through the model."),
+    click.option(
+        "--layer-decay", type=click.FloatRange(0, 1, min_open=True), help="Rate of a stage over the next one's."
+    ),
+    click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Before the last layer."),
+    click.option(
+        "--crop", type=click.FloatRange(0, 1, min_open=True), help="Smallest share of the area kept; 1: all."
+    ),
+    click.option("--ratio", type=click.FloatRange(1), help="How much wider or higher a crop may be; 1: none."),
+    click.option("--flip", type=SHARE, help="Share of clips that are mirrored."),
+    click.option("--brightness", type=SHARE, help="How far its factor may be from 1; 0: no change."),
+    click.option("--contrast", type=SHARE, help="Likewise."),
+    click.option("--saturation", type=SHARE, help="Likewise."),
+    click.option("--hue", type=click.FloatRange(0, 0.5), help="How far colours may turn, of a whole turn."),
+    click.option("--grayscale", type=SHARE, help="Share of clips without colour."),
+    click.option("--blur", type=SHARE, help="Share of clips that are blurred."),
+    click.option("--erase", type=SHARE, help="Share of clips with a blank box."),
+    click.option("--mixup", type=click.FloatRange(0), help="Alpha of mixup; 0: none."),
+    click.option("--cutmix", type=click.FloatRange(0), help="Alpha of CutMix; 0: none."),
+    click.option(
+        "--input",
+        type=click.Choice(["rgb", "diff", "rgb+diff"]),
+        help="Colours, changes, or both.",
+    ),
+    click.option("--sampling", type=click.Choice(["window", "uniform"]), help="Frames in a row, or of the whole."),
+    click.option("--stride", type=click.IntRange(1), help="Of a window: every so manieth stored frame."),
+    click.option("--repeats", type=click.IntRange(1), help="Clips of each video in a batch."),
+    click.option("--balanced/--no-balanced", default=None, help="Draw all classes equally often."),
+    click.option(
+        "--class-weights",
+        metavar="balanced|LABEL=WEIGHT,…",
+        help="What a clip counts in the loss; none: all the same.",
+    ),
+    click.option("--ema", type=click.FloatRange(0, 1, max_open=True), help="Decay of averaged weights; 0: none."),
+    click.option(
+        "--freeze-epochs",
+        type=click.IntRange(0),
+        help="Train the head alone for so long, then all (with --weights).",
+    ),
+]
+
+
+# Not for `train compare`, which judges a run on the very videos that these would choose its best epoch by.
+STOPPING_FLAGS: list[Callable[[Any], Any]] = [
+    click.option("--best-by", type=click.Choice(["accuracy", "roc_auc", "loss"]), help="On val: the best epoch."),
+    click.option(
+        "--patience", type=click.IntRange(0), help="End after so many epochs without a better; 0: never."
+    ),
+]
+
+
+def recipe_options(command: Any) -> Any:
+    """All flags that override a family's recipe."""
+    for option in reversed(RECIPE_FLAGS):
+        command = option(command)
+    return command
+
+
+def stopping_options(command: Any) -> Any:
+    """The flags on what is the best epoch."""
+    for option in reversed(STOPPING_FLAGS):
+        command = option(command)
+    return command
+
+
+def make_recipe(family: str, flags: dict[str, Any]) -> "TrainRecipe":
+    """The family's recipe with the flags that were given. Raises `UserError` where they contradict each other."""
+    from dataclasses import replace
+
+    from pipeline.errors import UserError
+    from train.recipes import RECIPES
+
+    try:
+        return replace(RECIPES[family], **{name: value for name, value in flags.items() if value is not None})
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _take_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+    if path is not None:
+        from train.config import read_config
+
+        ctx.default_map = read_config(path, ctx.command)
+
+
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE.toml",
+    is_eager=True,  # before the flags whose values it gives
+    expose_value=False,
+    callback=_take_config,
+    help="Flags from a file, such as another run's config.toml; those given here beat it.",
+)
+
+
+family_option = click.option(
+    "--option",
+    "options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=lambda _ctx, _param, given: parse_options(given),
+    help="One of the family's own, such as fusion=concat; may be repeated.",
+)
+
+
+def options_by_family(given: Sequence[str], families: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`vivit.scale=small cnn_lstm.bidirectional=yes` as options of each family. Raises `UserError`."""
+    from pipeline.errors import UserError
+
+    parts: dict[str, list[str]] = {}
+    for text in given:
+        family, _, pair = text.partition(".")
+        if family not in families:
+            raise UserError(
+                f"--option {text}: must be FAMILY.NAME=VALUE, with one of {', '.join(families)} as the family"
+            )
+        parts.setdefault(family, []).append(pair)
+    return {family: parse_options(tuple(pairs)) for family, pairs in parts.items()}
+
+
+def weights_by_family(given: Sequence[str], families: Sequence[str]) -> dict[str, str]:
+    """`vivit=runs/x`, or `runs/x` for all, as an absolute path for each family. Raises `UserError`."""
+    from pipeline.errors import UserError
+
+    found: dict[str, str] = {}
+    for text in given:
+        family, equals, place = text.partition("=")
+        chosen = [family] if equals and family in families else families
+        path = Path(place if chosen == [family] and equals else text)
+        if not path.exists():
+            raise UserError(f"--weights {text}: there is no {path}")
+        found |= dict.fromkeys(chosen, str(path.resolve()))
+    return found
+
+
+def parse_options(given: tuple[str, ...]) -> dict[str, Any]:
+    """`depth=3 bidirectional=yes fusion=concat` → truth values and numbers, else words. Raises `UserError`."""
+    import json
+
+    from pipeline.errors import UserError
+
+    options: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--option {text}: must be NAME=VALUE, such as fusion=concat")
+        if name in FIXED:
+            raise UserError(f"--option {text}: is not the family's own to choose")
+        try:
+            options[name] = TRUTH[value.lower()] if value.lower() in TRUTH else json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options

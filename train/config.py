@@ -1,0 +1,109 @@
+"""Flags in a TOML file: read for `--config`, and written into every run, so that it can be repeated."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import UserError
+
+CONFIG = "config.toml"
+COMMAND_LINE_ONLY = {"help", "version", "config", "resume", "overwrite", "as_json"}
+
+
+def read_config(path: Path, command: click.Command) -> dict[str, Any]:
+    """The file's values by parameter name, as `click.Context.default_map` takes them.
+
+    Keys are the command's flags without their dashes; `option` is a table. Raises `UserError`, which names file
+    and key, for a key that is no flag, or a value that the flag would not take.
+    """
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--config {path}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"--config {path}: cannot be read as TOML: {error}") from error
+    flags = flags_of(command)
+    found = {}
+    for key, value in values.items():
+        flag = flags.get(key.replace("_", "-"))
+        if flag is None or flag.name is None:
+            near = get_close_matches(key.replace("_", "-"), flags, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; `train {command.name} --help` lists the flags"
+            raise UserError(f"{path}: {key}: is no setting of `train {command.name}`{hint}")
+        found[flag.name] = _checked(f"{path}: {key}", flag, value)
+    return found
+
+
+def flags_of(command: click.Command) -> dict[str, click.Option]:
+    """The flags that a file may give, by name without dashes."""
+    options = [param for param in command.params if isinstance(param, click.Option)]
+    return {option.opts[0].lstrip("-"): option for option in options if option.name not in COMMAND_LINE_ONLY}
+
+
+def _checked(where: str, flag: click.Option, value: Any) -> Any:
+    """The value as the command line would give it. Raises `UserError`."""
+    if flag.multiple:
+        return _pairs(where, value)
+    wanted, kinds = _kind(flag)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and not flag.is_flag):
+        raise UserError(f"{where} = {_toml(value)}: must be {wanted}")
+    try:
+        flag.type.convert(value, flag, None)
+    except click.BadParameter as error:
+        raise UserError(f"{where} = {_toml(value)}: {error.message}") from error
+    return value
+
+
+def _kind(flag: click.Option) -> tuple[str, tuple[type, ...]]:
+    if flag.is_flag:
+        return "true or false", (bool,)
+    if isinstance(flag.type, click.types.IntParamType):
+        return "a whole number", (int,)
+    if isinstance(flag.type, click.types.FloatParamType):
+        return "a number", (int, float)
+    return "a word in quotes", (str,)
+
+
+def _pairs(where: str, value: Any, prefix: str = "") -> list[str]:
+    """A table as NAME=VALUE, a table in it as OUTER.NAME=VALUE; a word as itself."""
+    if isinstance(value, str) and not prefix:
+        return [value]
+    if not isinstance(value, dict):
+        raise UserError(f"{where} = {_toml(value)}: must be a table, such as {{fusion = 'concat'}}")
+    pairs = []
+    for name, one in value.items():
+        if isinstance(one, dict):
+            pairs += _pairs(f"{where}.{name}", one, f"{prefix}{name}.")
+        elif isinstance(one, str | int | float | bool):
+            pairs.append(f"{prefix}{name}={one if isinstance(one, str) else json.dumps(one)}")
+        else:
+            raise UserError(f"{where}.{name} = {_toml(one)}: must be a word, a number, true or false")
+    return pairs
+
+
+def config_text(settings: Mapping[str, Any]) -> str:
+    """Settings as `RunSettings.as_dict` has them, as TOML that `read_config` takes; what is None is left out."""
+    lines = ["# The settings of this run. `train run --config` repeats it.\n"]
+    for name, value in settings.items():
+        if name != "options" and value is not None:
+            lines.append(f"{name.replace('_', '-')} = {_toml(value)}\n")
+    if settings.get("options"):
+        lines.append("\n[option]\n")
+        for name, value in settings["options"].items():
+            plain = isinstance(value, str | int | float)
+            lines.append(f"{name} = {_toml(value if plain else json.dumps(value))}\n")
+    return "".join(lines).encode("utf-8", "backslashreplace").decode()
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML. Words are escaped as JSON's, which TOML reads, but for DEL and halves of a pair."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value)
