@@ -22,8 +22,8 @@ from pipeline.console import print_table
 from train.checkpoint import LAST, write_json, write_text
 from train.compare import VERDICTS, Cell, compare, plan_cells, pooled
 from train.comparison_table import HEADER, notes, table_rows, write_markdown
-from train.run_settings import RunSettings
 from train.recipes import RECIPES
+from train.run_settings import RunSettings
 
 FOLDS, CLIPS = 5, 5
 
@@ -37,7 +37,7 @@ class Row:
     start: str | None = None
 
 
-# Chosen on inner folds of what fold 0 trains on: see docs/results.md. Small networks, short clips, and what changed.
+# Chosen on inner folds of what fold 0 trains on. Small networks, short clips, and what changed between frames.
 COMMON: dict[str, Any] = {"frames": 8, "input": "rgb+diff", "epochs": 30, "ratio": 4 / 3}
 MOTION: dict[str, Any] = {**COMMON, "input": "diff"}
 QUARTER: dict[str, Any] = {"backbone": "resnet18_quarter"}
