@@ -84,6 +84,11 @@ def test_folds_and_seeds_make_one_row_of_all_videos(small_set: Path, tmp_path: P
     assert plot.read_text().startswith("<svg")
 
 
+def test_parameters_are_those_of_the_input_that_is_trained_on(small_set: Path, tmp_path: Path) -> None:
+    result = compare(small_set, tmp_path, "--folds", 2, "--input", "rgb+diff", "--json")
+    assert json.loads(result.stdout)["rows"][0]["parameters"] == 14  # 6 channels × 2 classes, and 2 biases
+
+
 def test_inner_folds_leave_the_outer_one_alone(small_set: Path, tmp_path: Path) -> None:
     result = compare(small_set, tmp_path, "--folds", 2, "--within", "0/3")
     assert result.exit_code == 0 and "of what fold 0/3 trains on: to choose by, no test score" in result.stdout

@@ -31,6 +31,7 @@ from train.checkpoint import METRICS, RUN, read_run, write_json
 from train.compute import choose_compute
 from train.evaluate import evaluate_run, groups_of
 from train.folds import train_and_val
+from train.inputs import INPUTS
 from train.leakage import copies, crossing
 from train.loop import Trainer
 from train.metrics import roc_auc, wilson
@@ -124,11 +125,12 @@ def compare(
     digest = summarize(shard_set)["digest"]
     size = shard_set.recipe.width, shard_set.recipe.height
     rows = {
-        cell.settings.model: describe_model(
-            cell.settings.model, cell.settings.recipe.frames, size, len(shard_set.labels), **cell.settings.options
+        asked.model: describe_model(
+            asked.model, asked.recipe.frames, size, len(shard_set.labels),
+            in_channels=INPUTS[asked.recipe.input], **asked.options,
         )
-        for cell in cells
-    }
+        for asked in {cell.settings.model: cell.settings for cell in cells}.values()
+    }  # fmt: skip
     todo = [cell for cell in cells if not cell.is_done()]
     for cell in cells:
         if (cell.out / RUN).exists() and read_run(cell.out)["shards_digest"] != digest:
