@@ -89,6 +89,19 @@ def test_parameters_are_those_of_the_input_that_is_trained_on(small_set: Path, t
     assert json.loads(result.stdout)["rows"][0]["parameters"] == 14  # 6 channels × 2 classes, and 2 biases
 
 
+def test_a_run_of_an_older_release_counts_where_what_it_lacks_is_at_its_default(
+    small_set: Path, tmp_path: Path
+) -> None:
+    assert compare(small_set, tmp_path, "--folds", 2).exit_code == 0
+    file = tmp_path / "tiny-fold0of2-seed0" / "run.json"
+    about = json.loads(file.read_text())
+    del about["settings"]["ratio"]
+    file.write_text(json.dumps(about))
+    assert "2 runs, 2 of them done" in compare(small_set, tmp_path, "--folds", 2).stderr
+    refused = compare(small_set, tmp_path, "--folds", 2, "--ratio", 2)
+    assert_one_clear_line(refused, 2, "was trained with ratio 1.0, not 2.0")
+
+
 def test_inner_folds_leave_the_outer_one_alone(small_set: Path, tmp_path: Path) -> None:
     result = compare(small_set, tmp_path, "--folds", 2, "--within", "0/3")
     assert result.exit_code == 0 and "of what fold 0/3 trains on: to choose by, no test score" in result.stdout

@@ -53,7 +53,9 @@ class Cell:
         """Whether it was trained and judged, by as many clips. Raises `UserError` for a run of other settings."""
         if not (self.out / RUN).exists():
             return False
-        before, now = read_run(self.out)["settings"], self.settings.as_dict()
+        # What the release of that run had no setting for was as it is by default.
+        plain = replace(self.settings, recipe=type(self.settings.recipe)()).as_dict()
+        before, now = {**plain, **read_run(self.out)["settings"]}, self.settings.as_dict()
         for name in sorted(now.keys() - {"device"}):
             if before.get(name) != now[name]:
                 raise UserError(
