@@ -100,8 +100,7 @@ def test_resuming_with_another_flag_is_refused(run_folder: Path) -> None:
 def test_resuming_on_a_changed_set_is_refused(set_copy: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train("run", *QUICK, "--shards", set_copy, "--epochs", 1, "--out", out)
-    sidecar = sorted(set_copy.glob("train-*.json"))[0]
-    sidecar.write_text(sidecar.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    sorted(set_copy.glob("train-*.json"))[0].unlink()
     assert_one_clear_line(
         train("run", "--model", "early_fusion", "--out", out, "--resume"), 2, "has changed since"
     )
