@@ -7,8 +7,8 @@ Runs in two virtual environments, so each loader imports its own library. All gi
 [B, 16, H, W, 3] (litdata's JPEGs [B, 16, 3, H, W]) in shuffled batches of 32. Compressed peers get the same frames
 as ours and decode them as their documentation shows: litdata by torchvision, and for zstd by pyarrow, a batch of
 samples at once, which is its default and far faster than a sample at a time; WebDataset by `decode("rgb8")`, which
-is Pillow, and for zstd, which it does not know, by the package zstandard; MDS by Pillow. zstd in MDS is for the way
-to the machine: shards are unpacked once and then read raw, so that row is `mosaic`.
+is Pillow, and for zstd, which it does not know, by the package zstandard; MDS by Pillow. zstd in MDS is for the
+way to the machine: shards are unpacked once and then read raw, so that row is `mosaic`.
 """
 
 import json

@@ -9,8 +9,8 @@ All videos are built into shards once, cut into clips of 16 frames, and these re
 loader gets them in its own form (`benchmarks/loaders.py`; `webdataset` reads our raw shards). Each loader has a
 process of its own, peers in the environment of `--peers`. They take turns, an epoch each, on files that are read
 into the page cache first; the median of the rounds is quoted, with the least and the most. Ratios are taken round
-by round. The limit is a bare NumPy gather from a mapped array into a reused buffer, on one thread; of a codec it is
-its decoder alone on two threads over our shards in order. Ours copies and decodes on two threads, too.
+by round. The limit is a bare NumPy gather from a mapped array into a reused buffer, on one thread; of a codec it
+is its decoder alone on two threads over our shards in order. Ours copies and decodes on two threads, too.
 
 Then: an epoch of raw shards that are on disk alone, against reading their bytes from end to end; and every n-th
 video decoded on the fly by decord2 in a `DataLoader`. Asks for about 8 times `--gigabytes` of disk.

@@ -80,7 +80,7 @@ class ClipStream:
     `weights`: "balanced", or one for each sample of the index: clips are then drawn with replacement, so that an
     epoch has as many clips as ever, but not each of them once.
     `repeats`: so many clips of each sample in the same batch (repeated augmentation).
-    `threads`: that fill a batch together; where it is not given, two copy raw frames, all processors decode others.
+    `threads`: that fill a batch together; by default, two copy raw frames, and all processors decode others.
     `shards`: brings shards that lie elsewhere. Epoch 0 is then shuffled over a moving window of shards instead of
     all of them, so that it can start when the first are there; `say` is told so. It is closed with the stream.
     `waited` is the time in seconds that the caller has spent waiting for batches.
