@@ -254,7 +254,6 @@ class Decord:
 READ: dict[str, Callable[[Path, int], Epoch]] = {
     "limit": read_limit,
     "ours": read_ours,
-    "ours, 1 thread": read_ours,
     "ours zarr": read_ours,
     "ours zstd": read_ours,
     "ours jpeg": read_ours,

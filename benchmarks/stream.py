@@ -9,8 +9,8 @@ All videos are built into shards once, cut into clips of 16 frames, and these re
 loader gets them in its own form (`benchmarks/loaders.py`; `webdataset` reads our raw shards). Each loader has a
 process of its own, peers in the environment of `--peers`. They take turns, an epoch each, on files that are read
 into the page cache first; the median of the rounds is quoted, with the least and the most. Ratios are taken round
-by round. The limit is a bare NumPy gather from a mapped array into a reused buffer, on one thread; of a codec it
-is its decoder alone on two threads over our shards in order. Ours copies and decodes on two threads, too.
+by round. The limit is a bare NumPy gather from a mapped array into a reused buffer; that of a codec, its decoder
+alone on two threads over our shards in order. Ours copies raw frames on one thread and decodes others on two.
 
 Then: an epoch of raw shards that are on disk alone, against reading their bytes from end to end; and every n-th
 video decoded on the fly by decord2 in a `DataLoader`. Asks for about 8 times `--gigabytes` of disk.
@@ -49,18 +49,16 @@ OURS = {
     "ours jpeg": Recipe(codec="jpeg"),
 }
 STANDS = {  # reads another's files
-    "ours, 1 thread": "ours",
     "webdataset": "ours",
     "limit zstd": "ours zstd",
     "limit jpeg": "ours jpeg",
 }
-HERE = {"limit", *OURS, "ours, 1 thread", "limit zstd", "limit jpeg"}  # run in this Python
+HERE = {"limit", *OURS, "limit zstd", "limit jpeg"}  # run in this Python
 CLIPS_ALONE = {"limit", "map-style", "map-style, 2 workers", "decord2"}  # need no form of their own
-NO_WORKERS = {"limit", "ours, 1 thread"}
-TWO_WORKERS = {*OURS, "decord2", "map-style, 2 workers", "limit zstd", "limit jpeg"}  # threads, of ours and limits
+NO_WORKERS = {"limit", "ours", "ours zarr"}
+TWO_WORKERS = {"ours zstd", "ours jpeg", "decord2", "map-style, 2 workers", "limit zstd", "limit jpeg"}
 AGAINST = {  # what is promised of ours, by whom it is compared with
     "ours": ("limit", "litdata", "webdataset", "mosaic", "map-style", "map-style, 2 workers", "decord2"),
-    "ours, 1 thread": ("limit",),
     "ours zarr": ("limit",),
     "ours zstd": ("limit zstd", "litdata zstd", "webdataset zstd"),
     "ours jpeg": ("limit jpeg", "litdata jpeg", "webdataset jpeg", "mosaic jpeg"),
@@ -237,7 +235,7 @@ def cold(folder: Path, rounds: int) -> dict[str, list[float]]:
         evict(folder)
         found["read"].append(warm(folder) / 1e6)
         evict(folder)
-        contender = Contender("ours", sys.executable, folder, 2)
+        contender = Contender("ours", sys.executable, folder, 0)
         contender.folder = Path(os.devnull)  # nothing to warm
         found["epoch"].append(speed(contender.epoch()) * FRAMES * 112 * 112 * 3 / 1e6)
         contender.close()

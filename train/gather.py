@@ -16,7 +16,6 @@ from pipeline.shards.index import SplitIndex
 from train.clips import Ints, Sampling, clip_frames
 
 OPEN_SHARDS = 400  # kept open, each with a file descriptor; a process may have 1024
-COPIERS = 2  # threads that copy raw frames: memory is the limit then, and the model wants the other cores
 
 
 class _Shard(NamedTuple):
@@ -33,7 +32,7 @@ class Gatherer:
     """Fills rows with clips of one split. `path` says where a shard stands on this machine.
 
     `threads`: how many copy or decode clips of a batch, the caller's among them; where it is not given, all
-    processors decode, and two at the most copy.
+    processors decode, and one thread copies: memory is its limit, a second one gains little and takes a core.
     """
 
     def __init__(
@@ -44,9 +43,9 @@ class Gatherer:
         self._shards: OrderedDict[int, _Shard] = OrderedDict()
         self._chunk = get_codec(index.recipe).chunk
         self._first_use = FirstUse(index.frames, self._chunk)
-        raw, processors = index.recipe.codec == "raw", len(os.sched_getaffinity(0))
+        raw = index.recipe.codec == "raw"
         self._do = self._copy if raw else self._decode
-        self._threads = threads or (min(COPIERS, processors) if raw else processors)
+        self._threads = threads or (1 if raw else len(os.sched_getaffinity(0)))
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="clip-fill")
 
     def fill(self, rows: Sequence[Frames], samples: Ints, starts: Ints) -> None:
