@@ -339,8 +339,8 @@ def test_a_strangers_csv_ends_in_one_clear_error(tmp_path: Path, rows: bytes, me
 
 
 def test_a_jpeg_header_that_a_decoder_reads_otherwise_is_none() -> None:
-    assert {name: jpeg_size(memoryview(data)) for name, data in JPEGS.items()} == {
-        "jpeg-huge": (65_500, 65_500), "jpeg-hidden": None, "bmp": None, "scans": (8, 8),
+    assert {name: jpeg_size(memoryview(data))[0] for name, data in JPEGS.items()} == {
+        "jpeg-huge": (65_500, 65_500), "jpeg-hidden": (0, 0), "bmp": (0, 0), "scans": (8, 8),
     }  # fmt: skip
 
 
