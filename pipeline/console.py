@@ -55,8 +55,10 @@ def print_json(values: Any) -> None:
     click.echo(json.dumps(values, indent=2))
 
 
-def print_table(title: str, rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> None:
-    """A table on stdout; plain text where nobody looks or `NO_COLOR` is set."""
+def print_table(
+    title: str, rows: Sequence[Sequence[object]], header: Sequence[str] = (), *, err: bool = False
+) -> None:
+    """A table on stdout, or stderr; plain text where nobody looks or `NO_COLOR` is set."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -67,7 +69,8 @@ def print_table(title: str, rows: Sequence[Sequence[object]], header: Sequence[s
     for row in rows:
         table.add_row(*(Text(_printable(str(cell))) for cell in row))
     # A pipe has no width of its own.
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    stream = sys.stderr if err else sys.stdout
+    console = Console(width=None if stream.isatty() else 120, stderr=err)
     console.print(Text(title, "bold"))
     console.print(table)
 
