@@ -1,10 +1,10 @@
-"""A stream with planted events, watched: what is told, how late, and what happens to a slow model and a cut stream.
+"""A stream with planted events, watched: what is told, how late; a model that is too slow; a cut.
 
     train run --model early_fusion --shards SHARDS --frames 8 --input diff --epochs 15 --out runs/watch
     OMP_NUM_THREADS=1 python benchmarks/watch.py runs/watch videos.csv --label fight
 
-Joins real clips of the CSV (quiet ones, then some of the label, and so on), lets ffmpeg serve them on loopback in real
-time, and runs `train watch` on one core. It is the watcher that is tried here, not the model: the planted clips
+Joins real clips of the CSV (quiet ones, then some of the label, and so on), lets ffmpeg serve them on loopback in
+real time, and runs `train watch` on one core. It is the watcher that is tried here, not the model: the planted clips
 and the quiet ones are those that the model judges best, whether it was trained on them or not.
 
     plain   every planted event should be told once
@@ -37,7 +37,23 @@ module.judge_with = slowed
 from train.cli import main; main()
 """
 QUIET, PLANTED, EVENTS = 4, 3, 5  # clips before each event, clips of each, and how many
-ENCODE = "-r 25 -c:v libx264 -preset veryfast -bf 0 -g 25 -pix_fmt yuv420p -an -f mpegts".split()
+ENCODE = [
+    "-r",
+    "25",
+    "-c:v",
+    "libx264",
+    "-preset",
+    "veryfast",
+    "-bf",
+    "0",
+    "-g",
+    "25",
+    "-pix_fmt",
+    "yuv420p",
+    "-an",
+    "-f",
+    "mpegts",
+]
 FFMPEG = ["ffmpeg", "-nostdin", "-loglevel", "error", "-y"]
 AFTER = 2.0  # seconds after a planted event in which its alarm still counts
 CUT = 5.0  # seconds
@@ -55,7 +71,9 @@ def choose(run: Path, videos: Path, label: str) -> tuple[list[str], list[str]]:
     """Clips of the label, and others, as many as are needed: those that the model judges best."""
     rows = list(csv.DictReader(videos.open()))
     paths = {str(videos.parent / row["path"]): row["label"] == label for row in rows}
-    done = subprocess.run([*TRAIN, "predict", str(run), *paths, "--stride", "0.2", "--json"], check=True, stdout=-1)
+    done = subprocess.run(
+        [*TRAIN, "predict", str(run), *paths, "--stride", "0.2", "--json"], check=True, stdout=-1
+    )
     found = {video["video"]: video["timeline"] for video in json.loads(done.stdout)["videos"]}
     chances = {path: [moment["probabilities"][label] for moment in found[path]] for path in paths}
     planted = sorted((p for p in paths if paths[p]), key=lambda p: -min(chances[p]))[: PLANTED * EVENTS]
@@ -126,25 +144,51 @@ def scenario(name: str, run: Path, label: str, pieces: list[Piece], program: lis
     time.sleep(8)
     watcher.terminate()
     lines = [json.loads(line) for line in watcher.communicate()[0].splitlines()]
+    return compare(name, pieces, lines)
+
+
+def compare(name: str, pieces: list[Piece], lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Print alarms beside planted events; returns the summary, with how often each planted event was told."""
     summary = next(line for line in lines if line["kind"] == "summary")
-    return compare(name, pieces, [line for line in lines if line["kind"] == "start"], summary)
-
-
-def compare(name: str, pieces: list[Piece], starts: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
-    """Print alarms beside planted events; stream time goes on through a cut."""
+    starts = [line for line in lines if line["kind"] == "start"]
+    origins = [line["stream_seconds"] for line in lines if line["kind"] == "watching"]
+    told: list[int] = []
     print(f"\n{name}")
-    matched: set[int] = set()
-    begin = 0.0
-    for place, piece in enumerate(pieces):
+    for number, (piece, origin) in enumerate(zip(pieces, origins, strict=False), 1):
         for first, stop in piece.planted:
-            here = [s for s in starts if begin + first <= s["stream_seconds"] <= begin + stop + AFTER]
-            matched |= {s["event"] for s in here}
-            told = ", ".join(f"{s['stream_seconds'] - begin - first:.1f} s after its start" for s in here) or "not told"
-            print(f"  piece {place + 1}, {first:5.1f} to {stop:5.1f} s: {len(here)} alarm(s), {told}")
-        rest = [s for s in starts if s["stream_seconds"] > begin and s["event"] not in matched]
-        begin = min((s["stream_seconds"] for s in rest), default=begin) if place + 1 == len(pieces) else summary_cut(piece)
-    print(f"  alarms beside: {len(starts) - len(matched)}")
+            delays = [line["stream_seconds"] - origin - first for line in starts]
+            here = [delay for delay in delays if 0 <= delay <= stop - first + AFTER]
+            told.append(len(here))
+            text = ", ".join(f"{delay:.1f} s after its start" for delay in here) or "not told"
+            print(f"  piece {number}, {first:5.1f} to {stop:5.1f} s: {text}")
+    print(f"  alarms beside: {len(starts) - sum(told)}")
+    for line in lines:
+        if line["kind"] in ("watching", "gap"):
+            print(f"  {line['kind']} at {line['stream_seconds']:.1f} s {line.get('reason', '')}")
     for key in ("frames", "frames_dropped", "clips", "clips_skipped", "latency_ms", "inference_ms", "behind_ms",
                 "time_to_alarm_seconds", "reconnects"):  # fmt: skip
         print(f"  {key}: {summary[key]}")
-    return summary
+    return {**summary, "told": told}
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True))
+@click.argument("videos", type=click.Path(path_type=Path, exists=True))
+@click.option("--label", required=True, help="What is planted and watched for.")
+@click.option("--only", type=click.Choice(["plain", "slow", "cut"]))
+def main(run: Path, videos: Path, label: str, only: str | None) -> None:
+    """Watch a stream with planted events of the LABEL."""
+    with tempfile.TemporaryDirectory() as folder:
+        pieces = join(Path(folder), *choose(run, videos, label))
+        cases = {
+            "plain": (pieces[:1], TRAIN),
+            "slow": (pieces[:1], [sys.executable, "-c", SLOWED]),
+            "cut": (pieces, TRAIN),
+        }
+        for name, (shown, program) in cases.items():
+            if only in (None, name):
+                scenario(name, run, label, shown, program)
+
+
+if __name__ == "__main__":
+    main()

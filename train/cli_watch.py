@@ -42,7 +42,7 @@ def watch(
     reconnect: float | None, full_speed: bool, weights: str, device: str, precision: str, as_json: bool,
     **thresholds: float,
 ) -> None:  # fmt: skip
-    """Watch SOURCE (a camera, a stream's URL or a file) and print a JSON line where an event starts and ends.
+    """Watch SOURCE (a camera, a stream's URL or a file) and print a JSON line where an event starts or ends.
 
     Frames are chosen as they were for training. Ctrl-C ends the watch with a summary.
 

@@ -1,4 +1,4 @@
-"""From a probability over time to events: two thresholds and two durations, so that one event is told once; pure."""
+"""From a probability over time to events: two thresholds and two durations; one event is told once. Pure."""
 
 from dataclasses import dataclass
 

@@ -128,8 +128,10 @@ class Watcher:
         self._fresh += dropped
         for item in items:
             if isinstance(item, Gap):
-                self._begin_anew()
+                self._begin_anew(item)
                 continue
+            if not self._held:
+                self._tell({"kind": "watching", **_now(), "stream_seconds": round(item.seconds, 3)})
             self.tally.frames += 1
             self._fresh += 1
             self._anchor(item)
@@ -158,10 +160,18 @@ class Watcher:
         self._report(self._detector.finish(), 0.0)
         return state
 
-    def _begin_anew(self) -> None:
-        self._held.clear()
-        self._ahead = None
+    def _begin_anew(self, gap: Gap) -> None:
         self._report(self._detector.finish(), 0.0)
+        if self._held:  # else it is known already
+            self._tell(
+                {
+                    "kind": "gap",
+                    **_now(),
+                    "stream_seconds": round(self._held[-1].seconds, 3),
+                    "reason": gap.reason,
+                }
+            )
+        self._held.clear()
 
     def _decide(self) -> State:
         newest = self._held[-1]
@@ -195,7 +205,7 @@ class Watcher:
         line = {
             "kind": "start",
             "event": self.tally.events,
-            "time": moment.isoformat(timespec="milliseconds"),
+            **_now(moment),
             "stream_seconds": round(self._held[-1].seconds, 3),
             "began_seconds": round(occurrence.began, 3),
             "probability": round(probability, 4),
@@ -212,12 +222,16 @@ class Watcher:
             {
                 "kind": "end",
                 "event": self.tally.events,
-                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                **_now(),
                 "began_seconds": round(occurrence.began, 3),
                 "ended_seconds": round(occurrence.ended, 3),
                 "peak_probability": round(occurrence.peak, 4),
             }
         )
+
+
+def _now(moment: datetime | None = None) -> dict[str, str]:
+    return {"time": (moment or datetime.now(UTC)).isoformat(timespec="milliseconds")}
 
 
 def judge_with(trained: Trained, compute: Compute, label: int) -> Judge:

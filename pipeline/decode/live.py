@@ -53,7 +53,8 @@ class Source:
 
     `place`: a path, a device or a URL of FFmpeg's. `in_time`: a recording's frames come when they are due, else as
     fast as they can be had. `clock` gives seconds, `stopped` ends the stream at its next frame. `damaged` counts
-    packets that could not be decoded, `connections` how often the stream was
+    packets that could not be decoded, `connections` how often the stream was opened; `recorded`: it has an
+    end, so it is not opened again.
     """
 
     place: str
