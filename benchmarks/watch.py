@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/watch.py runs/watch videos.csv --label fight
 
 Joins real clips of the CSV (quiet ones, then some of the label, and so on), lets ffmpeg serve them on loopback in
-real time, and runs `train watch` on one core. It is the watcher that is tried here, not the model: the planted clips
-and the quiet ones are those that the model judges best, whether it was trained on them or not.
+real time, and runs `train watch` on one core. It is the watcher that is tried here, not the model: the planted
+clips and the quiet ones are those that the model judges best, whether it was trained on them or not.
 
     plain   every planted event should be told once
     slow    the same with a model that takes 3 × as long for a clip as the clip lasts
