@@ -23,6 +23,7 @@ TRAIN_MAY_USE = (
 )
 # Whoever predicts from raw videos or streams does it through the offline stage's own code.
 PREDICT_MAY_USE = (*TRAIN_MAY_USE, "pipeline.decode")
+PREDICTORS = ("predict.py", "watch.py", "cli_watch.py", "event_clips.py")
 
 
 def imports_of(path: Path) -> Iterator[str]:
@@ -58,7 +59,7 @@ def test_models_import_torch_safetensors_and_themselves() -> None:
 
 def test_train_reaches_pipeline_through_its_doors_alone() -> None:
     for path in files_of("train"):
-        doors = PREDICT_MAY_USE if path.name in ("predict.py", "watch.py", "cli_watch.py") else TRAIN_MAY_USE
+        doors = PREDICT_MAY_USE if path.name in PREDICTORS else TRAIN_MAY_USE
         for name in imports_of(path):
             assert not name.startswith("pipeline") or name.startswith(doors), f"{path} imports {name}"
 
