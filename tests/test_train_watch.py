@@ -89,6 +89,7 @@ def test_no_clip_and_no_event_reaches_over_a_gap() -> None:
     bench.play(range(50, 55))
     assert bench.kinds() == ["watching", "start", "end", "gap", "watching"]
     assert bench.seen[-2:] == [[50, 51, 52, 53], [51, 52, 53, 54]]
+    assert bench.watcher.tally.clips_skipped == 0
 
 
 def test_a_model_three_times_too_slow_stays_current_and_counts_what_it_misses() -> None:

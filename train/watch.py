@@ -119,7 +119,9 @@ class Watcher:
         self._judge, self._sampling, self._every, self._clock = judge, sampling, every, clock
         self._detector, self._tell, self._recorder = detector, tell, recorder
         self._held: deque[LiveFrame] = deque(maxlen=window)
-        self._fresh = 0  # frames since the last decision
+        self._window = window
+        self._fresh = every - window  # frames since the last decision; a full window makes the first one due
+        self._judged = True  # whether a decision has seen the newest frame
         self._ahead: float | None = None  # the least of arrival less stream time: a frame that came without delay
         self._crossed = 0.0  # arrival of the frame with which the probability reached `on`
 
@@ -136,11 +138,12 @@ class Watcher:
             self._fresh += 1
             self._anchor(item)
             self._held.append(item)
+            self._judged = False
             if self._recorder:
                 self._recorder.see(item)
-        if len(self._held) < (self._held.maxlen or 0) or self._fresh < self._due:
+        if len(self._held) < self._window or self._fresh < self._every:
             return None
-        self.tally.clips_skipped += self._fresh // self._every - 1 if self.tally.clips else 0
+        self.tally.clips_skipped += self._fresh // self._every - 1
         return self._decide()
 
     def _anchor(self, frame: LiveFrame) -> None:
@@ -149,14 +152,10 @@ class Watcher:
             offset = min(offset, self._ahead + DRIFT * (frame.seconds - self._held[-1].seconds))
         self._ahead = offset
 
-    @property
-    def _due(self) -> int:
-        return self._every if self.tally.clips else 1
-
     def finish(self) -> State | None:
         """The stream has ended: its last clip is judged if no decision has seen its last frame, and an event that
         goes on is over."""
-        state = self._decide() if self._fresh and self._held else None
+        state = self._decide() if not self._judged else None
         self._report(self._detector.finish(), 0.0)
         return state
 
@@ -172,10 +171,11 @@ class Watcher:
                 }
             )
         self._held.clear()
+        self._fresh, self._judged = self._every - self._window, True
 
     def _decide(self) -> State:
         newest = self._held[-1]
-        self._fresh = 0
+        self._fresh, self._judged = 0, True
         began = self._clock()
         probability = self._judge(clip_of([frame.pixels for frame in self._held], self._sampling))
         now = self._clock()
