@@ -194,7 +194,7 @@ def test_a_stream_of_ffmpeg_is_watched_until_it_is_given_up(run_folder: Path, tm
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    command = ["ffmpeg", "-nostdin", "-re", "-i", video, "-c", "copy", "-f", "mpegts", f"{place}?listen=1"]
+    command = ["ffmpeg", "-nostdin", "-re", "-i", str(video), "-c", "copy", "-f", "mpegts", f"{place}?listen=1"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         for _ in range(100):  # until it listens
             result = train("watch", run_folder, place, "--reconnect", 0, *ALWAYS)
