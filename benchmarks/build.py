@@ -27,7 +27,7 @@ import click
 from decoders import FPS, OURS, PEERS, SIZE
 
 from pipeline.decode import get_decoder
-from pipeline.decode.pyav import _demux, _open
+from pipeline.decode.pyav import _open, demux
 from pipeline.recipe import Recipe
 from pipeline.sources import list_videos
 
@@ -95,7 +95,7 @@ def kept_numbers(path: str) -> list[int]:
     recipe = Recipe(fps=Fraction(FPS), width=SIZE, height=SIZE)
     kept = {frame.pts for frame in get_decoder("pyav").frames(path, recipe)}
     with _open(path) as (container, stream):
-        pts = sorted(packet.pts for packet in _demux(container, stream) if not packet.is_discard)
+        pts = sorted(packet.pts for packet in demux(container, stream) if not packet.is_discard)
     return [number for number, time in enumerate(pts) if time in kept]
 
 

@@ -155,7 +155,7 @@ def limit() -> tuple[Decode, str]:
 
     def decode(path: str, numbers: Sequence[int]) -> Any:  # noqa: ARG001
         with pyav._open(path) as (container, stream):
-            packets = list(pyav._demux(container, stream))
+            packets = list(pyav.demux(container, stream))
             times = pyav._Times()
             for packet in packets:
                 times.add(packet)

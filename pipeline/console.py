@@ -57,8 +57,10 @@ def print_json(values: Any) -> None:
     click.echo(json.dumps(values, indent=2))
 
 
-def print_table(title: str, rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> None:
-    """A table on stdout; plain text where nobody looks or `NO_COLOR` is set."""
+def print_table(
+    title: str, rows: Sequence[Sequence[object]], header: Sequence[str] = (), *, err: bool = False
+) -> None:
+    """A table on stdout, or stderr; plain text where nobody looks or `NO_COLOR` is set."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -69,8 +71,14 @@ def print_table(title: str, rows: Sequence[Sequence[object]], header: Sequence[s
     for row in rows:
         table.add_row(*(Text(_printable(str(cell))) for cell in row))
     # A pipe has no width of its own.
+<<<<<<< HEAD
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(Text(_printable(title), "bold"))
+=======
+    stream = sys.stderr if err else sys.stdout
+    console = Console(width=None if stream.isatty() else 120, stderr=err)
+    console.print(Text(title, "bold"))
+>>>>>>> main
     console.print(table)
 
 

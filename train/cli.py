@@ -13,6 +13,7 @@ from train.cli_pretrain import pretrain
 from train.cli_recipe import config_option, family_option, make_recipe, recipe_options, stopping_options
 from train.cli_training import DEFAULT_RUNS, DEFAULT_SHARDS, claim, fit, run_options, saved_settings
 from train.cli_use import export, predict
+from train.cli_watch import watch
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,6 +29,7 @@ def main() -> None:
 
 main.add_command(predict)
 main.add_command(export)
+main.add_command(watch)
 main.add_command(pretrain)
 
 

@@ -1,5 +1,6 @@
-"""Raw videos to verdicts. The one file of `train` that opens videos, through the very code of the offline stage:
-decoder, recipe and clips are those of the run's shard set, so the model sees live what it saw in training.
+"""Raw videos to verdicts. With `watch.py` the one file of `train` that opens videos, through the very code of the
+offline stage: decoder, recipe and clips are those of the run's shard set, so the model sees live what it saw in
+training.
 """
 
 import csv
@@ -107,16 +108,18 @@ def sliding_clips(frames: Iterator[Pixels], sampling: Sampling, window: int, str
     held: deque[Pixels] = deque(maxlen=window)
     count = 0
 
-    def clip() -> Clip:
-        places = np.arange(len(held))[clip_frames(len(held), sampling, 0)]
-        return count - len(held), count, np.stack([held[place] for place in places])
-
     for count, frame in enumerate(frames, 1):
         held.append(frame)
         if count >= window and (count - window) % stride == 0:
-            yield clip()
+            yield count - len(held), count, clip_of(held, sampling)
     if 0 < count < window or (count and (count - window) % stride):
-        yield clip()
+        yield count - len(held), count, clip_of(held, sampling)
+
+
+def clip_of(held: Sequence[Pixels], sampling: Sampling) -> Pixels:
+    """The clip [T, H, W, 3] of a window's frames."""
+    places = np.arange(len(held))[clip_frames(len(held), sampling, 0)]
+    return np.stack([held[place] for place in places])
 
 
 def cut_by(trained: Trained, clips: int, stride: float | None) -> Cut:
@@ -168,7 +171,7 @@ def _clips_of(
 def _frames_of(prediction: Prediction, recipe: Recipe, stage: Stage | None) -> Iterator[Pixels]:
     """The video's frames as a shard would hold them, until it ends or breaks; then its `reason` says why."""
     step: Step | None = None
-    stored = _stored_as(recipe)
+    stored = stored_as(recipe)
     try:
         decoder = get_decoder(recipe.decoder)
         with local_file(prediction.video) as path:
@@ -189,7 +192,7 @@ def _frames_of(prediction: Prediction, recipe: Recipe, stage: Stage | None) -> I
         prediction.reason = f"{type(error).__name__}: {error}"
 
 
-def _stored_as(recipe: Recipe) -> Callable[[Pixels], Pixels]:
+def stored_as(recipe: Recipe) -> Callable[[Pixels], Pixels]:
     """What a shard makes of a frame [H, W, 3]: JPEG changes it, and the model has learnt from changed ones."""
     if recipe.codec != "jpeg":
         return lambda pixels: pixels

@@ -59,7 +59,7 @@ class PyAV:
         try:
             with _open(path) as (container, stream):
                 times = _Times()
-                for packet in _demux(container, stream):
+                for packet in demux(container, stream):
                     times.add(packet)
                 return sum(_choose(times, stream, recipe).values())
         except (_CannotChoose, av.FFmpegError):
@@ -91,20 +91,25 @@ def _open(path: str, quick: bool = True) -> Iterator[tuple[InputContainer, Video
         # `file:` keeps a name with a colon, or one that starts with a dash, from being taken for a protocol.
         container = av.open(f"file:{path}", options=QUICK_OPENING if quick else {})
     except (av.FFmpegError, OSError) as error:
-        raise DecodeError(f"cannot be opened as a video: {_reason(error)}") from error
+        raise DecodeError(f"cannot be opened as a video: {reason_of(error)}") from error
     with container:
         if not quick or _tells_all(container):
-            stream = container.streams.best("video")
-            if not isinstance(stream, VideoStream):
-                raise DecodeError("holds no video stream")
-            codec = stream.codec_context
-            check_size(codec.width, codec.height)
-            codec.options = {**codec.options, "max_pixels": str(MAX_PIXELS)}  # for a change on the way
-            codec.thread_count = 1  # parallel over videos; and skipping must be exact
-            yield container, stream
+            yield container, best_stream(container)
             return
     with _open(path, quick=False) as opened:
         yield opened
+
+
+def best_stream(container: InputContainer) -> VideoStream:
+    """The best video stream, ready to be decoded. Raises `DecodeError` where there is none, or a monstrous one."""
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream):
+        raise DecodeError("holds no video stream")
+    codec = stream.codec_context
+    check_size(codec.width, codec.height)
+    codec.options = {**codec.options, "max_pixels": str(MAX_PIXELS)}  # for a change on the way
+    codec.thread_count = 1  # parallel over videos; and skipping must be exact
+    return stream
 
 
 def _tells_all(container: InputContainer) -> bool:
@@ -118,17 +123,20 @@ def _tells_all(container: InputContainer) -> bool:
     )
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _demux(container: InputContainer, stream: VideoStream) -> Iterator[Any]:
-    """The stream's packets, on one clock from the first to the last: everything below sees only those times."""
+def demux(container: InputContainer, stream: VideoStream, live: bool = False) -> Iterator[Any]:
+    """The stream's packets, on one clock from the first to the last: everything below sees only those times.
+
+    `live`: the clock may be set anew whatever the format is.
+    """
     packets = (packet for packet in container.demux(stream) if packet.size)
-    if not container.format.flags & CLOCK_MAY_BE_SET_ANEW:
+    if not live and not container.format.flags & CLOCK_MAY_BE_SET_ANEW:
         yield from packets
         return
-    clock = ContinuedClock(_time_base(stream), _period(stream))
+    clock = ContinuedClock(time_base_of(stream), _period(stream))
     for packet in packets:
         if offset := clock.offset(packet.dts, packet.duration):
             packet.pts = None if packet.pts is None else packet.pts + offset
@@ -170,7 +178,7 @@ def _decode_chosen(path: str, recipe: Recipe) -> Iterator[Frame]:
         held: list[Any] | None = [] if container.size <= HELD_BYTES else None
         bytes_held = 0
         times = _Times()
-        for packet in _demux(container, stream):
+        for packet in demux(container, stream):
             times.add(packet)
             bytes_held += packet.size + PACKET_BYTES
             if held is not None:
@@ -181,7 +189,7 @@ def _decode_chosen(path: str, recipe: Recipe) -> Iterator[Frame]:
             yield from _decode_needed(held, times, slots, stream, recipe)
             return
     with _open(path) as (container, stream):
-        yield from _decode_needed(_demux(container, stream), times, slots, stream, recipe)
+        yield from _decode_needed(demux(container, stream), times, slots, stream, recipe)
 
 
 def _choose(times: _Times, stream: VideoStream, recipe: Recipe) -> dict[int, int]:
@@ -192,7 +200,7 @@ def _choose(times: _Times, stream: VideoStream, recipe: Recipe) -> dict[int, int
     if _has_invented_pts(stream, DECODING_TIMES_ONLY):
         raise _CannotChoose
     end = end_of(*times.last, pts[-2] if len(pts) > 1 else None, _period(stream))
-    counts = displays(pts, end, _time_base(stream), recipe.fps)
+    counts = displays(pts, end, time_base_of(stream), recipe.fps)
     return {p: count for p, count in zip(pts, counts, strict=True) if count}
 
 
@@ -262,11 +270,9 @@ def _decode_all(path: str, recipe: Recipe) -> Iterator[Frame]:
     errors: list[str] = []
     count = 0
     with _open(path, quick=False) as (container, stream):
-        convert = _converter(stream, recipe)
-        frames = _decode_past_errors(container, stream, errors)
-        timed = _timed(frames, _period(stream), not _has_invented_pts(stream, PTS_NEVER_BELIEVED))
-        for pts, frame, slots in keep_displayed(timed, _time_base(stream), recipe.fps, _period(stream)):
-            kept = convert(frame, pts)
+        for kept, slots in decode_displayed(
+            _past_errors(demux(container, stream), errors), stream, recipe, errors
+        ):
             for _ in range(slots):
                 count += 1
                 yield kept
@@ -276,18 +282,39 @@ def _decode_all(path: str, recipe: Recipe) -> Iterator[Frame]:
         raise DecodeError("no frame could be decoded")
 
 
-def _decode_past_errors(
-    container: InputContainer, stream: VideoStream, errors: list[str]
-) -> Iterator[av.VideoFrame]:
+def decode_displayed(
+    packets: Iterable[Any], stream: VideoStream, recipe: Recipe, errors: list[str]
+) -> Iterator[tuple[Frame, int]]:
+    """Decode every packet as it comes; the frames that fill a slot, and how many slots each fills.
+
+    A frame is told once the next one has come: not before is it known which is the last before a slot's time.
+    Packets that cannot be decoded are passed over, as players do, and their reasons go to `errors`.
+    """
+    convert = _converter(stream, recipe)
+    frames = _decode_past_errors(packets, stream, errors)
+    timed = _timed(frames, _period(stream), not _has_invented_pts(stream, PTS_NEVER_BELIEVED))
+    for pts, frame, slots in keep_displayed(timed, time_base_of(stream), recipe.fps, _period(stream)):
+        yield convert(frame, pts), slots
+
+
+def _past_errors(packets: Iterable[Any], errors: list[str]) -> Iterator[Any]:
+    """The packets up to one that cannot be read."""
     try:
-        for packet in _demux(container, stream):
-            try:
-                yield from stream.codec_context.decode(packet)
-            except av.FFmpegError as error:
-                errors.append(_reason(error))
+        yield from packets
+    except av.FFmpegError as error:
+        errors.append(reason_of(error))
+
+
+def _decode_past_errors(packets: Iterable[Any], stream: VideoStream, errors: list[str]) -> Iterator[av.VideoFrame]:
+    for packet in packets:
+        try:
+            yield from stream.codec_context.decode(packet)
+        except av.FFmpegError as error:
+            errors.append(reason_of(error))
+    try:
         yield from stream.codec_context.decode(None)
     except av.FFmpegError as error:
-        errors.append(_reason(error))
+        errors.append(reason_of(error))
 
 
 def _timed(
@@ -315,7 +342,7 @@ def _scaler(frame: av.VideoFrame, stream: VideoStream, placement: Placement) -> 
     graph.threads = 1
     about = {
         "video_size": f"{frame.width}x{frame.height}", "pix_fmt": frame.format.name, "pixel_aspect": "1/1",
-        "time_base": str(_time_base(stream)), "colorspace": str(int(frame.colorspace)),
+        "time_base": str(time_base_of(stream)), "colorspace": str(int(frame.colorspace)),
         "range": str(int(frame.color_range)),
     }  # fmt: skip
     (width, height), (left, top) = placement.scaled, placement.edges
@@ -334,19 +361,19 @@ def _scaler(frame: av.VideoFrame, stream: VideoStream, placement: Placement) -> 
     return graph
 
 
-def _time_base(stream: VideoStream) -> Fraction:
+def time_base_of(stream: VideoStream) -> Fraction:
     return stream.time_base or Fraction(1, 1000)
 
 
 def _period(stream: VideoStream) -> int:
     """The ticks of one frame at the stream's own rate."""
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    return max(1, round(1 / (rate * _time_base(stream))))
+    return max(1, round(1 / (rate * time_base_of(stream))))
 
 
 def _converter(stream: VideoStream, recipe: Recipe) -> Callable[[av.VideoFrame, int], Frame]:
     """A function from a decoded frame to a stored one: one swscale context as long as pictures stay alike."""
-    time_base = _time_base(stream)
+    time_base = time_base_of(stream)
 
     @lru_cache(maxsize=8)  # a stream may change its size on the way
     def placed(width: int, height: int, matrix: bytes | None) -> Placement:

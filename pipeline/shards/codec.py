@@ -136,8 +136,8 @@ class Jpeg:
 
 
 def jpeg_size(data: memoryview) -> tuple[tuple[int, int], int]:
-    """(height, width) from the header of a baseline frame (ITU T.81, B.2.2), and where that ends; zeros where there
-    is none.
+    """(height, width) from the header of a baseline frame (ITU T.81, B.2.2), and where that ends; zeros where
+    there is none.
 
     Only what a decoder cannot read in another way is passed over: a marker without a length would let it see
     another header than this. Nor is it another kind of picture: OpenCV would decode that, of any size.

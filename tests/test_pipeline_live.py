@@ -1,0 +1,143 @@
+"""Streams as the decoder reads them: the frames of the offline stage, gaps, and connections that are lost."""
+
+import os
+import threading
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL, build, frames_by_video, write_video
+
+from pipeline.decode import DecodeError, get_decoder
+from pipeline.decode.live import Gap, LiveFrame, Source, follow, read_stream
+
+
+class FakeTime(Source):
+    """A source whose clock goes on when somebody waits, and no other way."""
+
+    def __init__(self, place: str = "camera") -> None:
+        self.now, self.waits = 100.0, list[float]()
+        super().__init__(place, clock=lambda: self.now)
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.waits.append(seconds)
+
+
+def frames_of(items: Iterator[LiveFrame | Gap]) -> list[LiveFrame]:
+    return [item for item in items if isinstance(item, LiveFrame)]
+
+
+def through_pipe(tmp_path: Path, content: bytes) -> list[LiveFrame | Gap]:
+    """What comes of a stream that is no file, until it ends."""
+    pipe = tmp_path / "camera"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(content,))
+    writer.start()
+    found: list[LiveFrame | Gap] = []
+    with pytest.raises(DecodeError, match="the stream ended"):
+        found.extend(iter_into(found, read_stream(Source(str(pipe)), SMALL)))
+    writer.join()
+    return found
+
+
+def iter_into(found: list[LiveFrame | Gap], items: Iterator[LiveFrame | Gap]) -> list[LiveFrame | Gap]:
+    for item in items:
+        found.append(item)
+    return []
+
+
+@pytest.mark.parametrize("rate", [30, 12, 3])
+def test_a_watched_file_gives_the_frames_of_its_shard(tmp_path: Path, rate: int) -> None:
+    video = write_video(tmp_path / "videos" / "train" / "cats" / "a.mp4", frames=2 * rate, rate=rate)
+    build(tmp_path / "videos", tmp_path / "shards")
+    (stored,) = frames_by_video(tmp_path / "shards").values()
+    watched = frames_of(read_stream(Source(str(video), in_time=False), SMALL))
+    assert b"".join(frame.pixels.tobytes() for frame in watched) == stored
+    assert [frame.seconds for frame in watched] == [k / 5 for k in range(10)]
+
+
+def test_a_file_is_played_in_real_time(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4", frames=60, options={"bf": "0"})
+    source = FakeTime(str(video))
+    watched = frames_of(read_stream(source, SMALL))
+    assert [frame.arrived - 100 for frame in watched] == pytest.approx([frame.seconds for frame in watched])
+
+
+def test_a_live_stream_is_sampled_alike(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.ts", frames=60)
+    offline = [frame.pixels for frame in get_decoder("pyav").frames(str(video), SMALL)]
+    live = frames_of(iter(through_pipe(tmp_path, video.read_bytes())))
+    assert np.array_equal([frame.pixels for frame in live], offline)
+
+
+def test_a_live_stream_whose_clock_is_set_anew_goes_on(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.ts", frames=60)
+    live = through_pipe(tmp_path, video.read_bytes() * 2)
+    assert len(live) == 20 and not any(isinstance(item, Gap) for item in live)
+
+
+def test_a_hole_in_a_live_stream_is_a_gap_and_no_still_picture(tmp_path: Path) -> None:
+    pts = [*range(30), *range(150, 180)]
+    live = through_pipe(tmp_path, write_video(tmp_path / "a.ts", pts=pts).read_bytes())
+    kinds = "".join("-" if isinstance(item, Gap) else "f" for item in live)
+    assert kinds == "ffffff-fffff"  # the last one before the hole is still displayed at 1.0 s
+    after = [frame.seconds for frame in frames_of(iter(live))][6:]
+    assert after == pytest.approx([5, 5.2, 5.4, 5.6, 5.8])
+
+
+def test_a_lost_stream_is_opened_again_with_growing_pauses() -> None:
+    source, said = FakeTime(), list[str]()
+    outcomes = iter([2, 0, 0, 1, None])  # frames before it breaks; None: nothing more, and nothing wrong
+
+    def connect() -> Iterator[LiveFrame | Gap]:
+        count = next(outcomes)
+        yield from [LiveFrame(np.zeros((1, 1, 3), np.uint8), 0.0, source.now)] * (count or 0)
+        if count is not None:
+            raise DecodeError("cut")
+
+    kinds = ["gap" if isinstance(item, Gap) else "frame" for item in follow(connect, source, 60, said.append)]
+    assert kinds == ["frame", "frame", "gap", "gap", "gap", "frame", "gap"]
+    assert source.waits == [0.5, 1, 2, 0.5]
+    assert sum("trying again" in line for line in said) == 4 and any("is back" in line for line in said)
+
+
+def test_a_stream_is_given_up_when_patience_ends() -> None:
+    source = FakeTime()
+    first = iter([True])
+
+    def connect() -> Iterator[LiveFrame | Gap]:
+        if next(first, False):
+            yield LiveFrame(np.zeros((1, 1, 3), np.uint8), 0.0, source.now)
+        raise DecodeError("refused")
+
+    with pytest.raises(DecodeError, match="refused"):
+        list(follow(connect, source, 10, lambda _line: None))
+    assert sum(source.waits) == 10
+
+
+def test_a_stream_that_never_was_is_not_tried_again() -> None:
+    source = FakeTime("nowhere.mp4")
+    with pytest.raises(DecodeError, match="no such file or device"):
+        list(follow(lambda: read_stream(source, SMALL), source, 60, lambda _line: None))
+    assert not source.waits
+
+
+def test_a_stopped_stream_ends_quietly() -> None:
+    source = FakeTime()
+
+    def connect() -> Iterator[LiveFrame | Gap]:
+        yield LiveFrame(np.zeros((1, 1, 3), np.uint8), 0.0, source.now)
+        source.stopped.set()
+        raise DecodeError("the stream ended")
+
+    assert len(list(follow(connect, source, 60, lambda _line: None))) == 1
+
+
+def test_a_slow_camera_repeats_its_frames_at_the_times_they_are_due(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4", frames=4, rate=1, options={"bf": "0"})
+    watched = frames_of(read_stream(FakeTime(str(video)), SMALL))
+    assert [frame.arrived - 100 for frame in watched[:15]] == pytest.approx([k / 5 for k in range(15)])
+    assert Fraction(len(watched), 5) == 4

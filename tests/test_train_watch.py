@@ -1,0 +1,208 @@
+"""`train watch`: decisions that stay current, events as lines, and a summary. Stub models and a made-up clock."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from conftest import assert_one_clear_line, write_video
+
+from pipeline.decode.live import Gap, LiveFrame
+from train.cli import main
+from train.clips import Sampling
+from train.events import EventDetector, Hysteresis
+from train.newest import Newest
+from train.predict import Pixels
+from train.watch import Watcher
+
+WINDOW = 4
+RULE = Hysteresis(min_seconds=0.4, gap_seconds=0.4)
+
+
+def frame(number: int, arrived: float | None = None) -> LiveFrame:
+    """Frame [1, 1, 3] at 5 fps that shows its number."""
+    pixels = np.full((1, 1, 3), number, np.uint8)
+    return LiveFrame(pixels, number / 5, number / 5 if arrived is None else arrived)
+
+
+class Bench:
+    """A watcher with a clock that only a slow model moves; `alarming`: numbers of newest frames that alarm."""
+
+    def __init__(self, every: int = 1, alarming: range = range(0)) -> None:
+        self.now, self.lines, self.seen = 0.0, list[dict[str, Any]](), list[list[int]]()
+        self.alarming, self.slowness = alarming, 0.0
+        self.watcher = Watcher(
+            self.judge, Sampling(WINDOW), WINDOW, every, EventDetector(RULE), lambda: self.now, self.lines.append
+        )
+
+    def judge(self, clip: Pixels) -> float:
+        self.seen.append(clip[:, 0, 0, 0].tolist())
+        self.now += self.slowness
+        return 0.9 if self.seen[-1][-1] in self.alarming else 0.1
+
+    def play(self, numbers: range) -> None:
+        for number in numbers:
+            self.now = number / 5
+            self.watcher.see([frame(number)])
+
+    def kinds(self) -> list[str]:
+        return [line["kind"] for line in self.lines]
+
+
+def test_clips_slide_by_every_so_many_frames() -> None:
+    bench = Bench(every=2)
+    bench.play(range(9))
+    assert bench.seen == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]]
+    bench.watcher.finish()
+    assert bench.seen[-1] == [5, 6, 7, 8]
+
+
+def test_an_event_is_told_at_its_start_and_its_end() -> None:
+    bench = Bench(alarming=range(10, 16))
+    bench.play(range(25))
+    assert bench.kinds() == ["watching", "start", "end"]
+    _, start, end = bench.lines
+    assert (start["stream_seconds"], start["began_seconds"], start["probability"]) == (2.4, 2.0, 0.9)
+    assert (end["event"], end["began_seconds"], end["ended_seconds"]) == (1, 2.0, 3.0)
+    assert bench.watcher.tally.alarm[0] == pytest.approx(0.4)
+
+
+def test_an_event_that_goes_on_ends_with_the_stream() -> None:
+    bench = Bench(alarming=range(5, 99))
+    bench.play(range(12))
+    bench.watcher.finish()
+    assert bench.kinds() == ["watching", "start", "end"]
+
+
+def test_no_clip_and_no_event_reaches_over_a_gap() -> None:
+    bench = Bench(alarming=range(99))
+    bench.play(range(8))
+    bench.watcher.see([Gap("cut"), Gap("refused")])
+    bench.play(range(50, 55))
+    assert bench.kinds() == ["watching", "start", "end", "gap", "watching"]
+    assert bench.seen[-2:] == [[50, 51, 52, 53], [51, 52, 53, 54]]
+    assert bench.watcher.tally.clips_skipped == 0
+
+
+def test_a_model_three_times_too_slow_stays_current_and_counts_what_it_misses() -> None:
+    bench, box = Bench(every=WINDOW), Newest[LiveFrame](WINDOW)
+    bench.slowness = 3 * WINDOW / 5
+    came = dropped = 0
+    for _ in range(20):
+        while came <= bench.now * 5 + 1e-9 or not came:  # what came while the model was busy
+            box.put(frame(came))
+            came += 1
+        items = box.take(0) or []
+        lost, dropped = box.dropped - dropped, box.dropped
+        newest = came - 1
+        if bench.watcher.see(items, lost):
+            assert bench.seen[-1][-1] == newest
+        else:
+            bench.now += 0.2
+    tally = bench.watcher.tally
+    assert tally.clips > 10 and dropped == came - tally.frames and dropped > came / 2
+    assert tally.clips_skipped == pytest.approx(2 * (tally.clips - 1), abs=1)
+    assert max(tally.behind) == pytest.approx(bench.slowness)
+
+
+def test_a_box_keeps_the_newest_and_a_lossless_one_all() -> None:
+    box = Newest[int](2)
+    box.fill(range(5))
+    assert box.take(0) == [3, 4] and box.dropped == 3 and box.take(0) is None
+    lossless = Newest[int](2, lossless=True)
+    lossless.put(1)
+    lossless.put(2)
+    assert lossless.take(0) == [1] and lossless.take(0) == [2] and lossless.take(0) == []
+
+
+def test_what_the_reader_meets_is_raised_after_the_last_item() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise OSError("gone")
+
+    box = Newest[int](2)
+    box.fill(broken())
+    assert box.take(0) == [1]
+    with pytest.raises(OSError, match="gone"):
+        box.take(0)
+
+
+@pytest.fixture(scope="module")
+def run_folder(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "first"
+    quick = ["--frames", WINDOW, "--batch-size", 8, "--precision", "fp32", "--epochs", 1]
+    result = train("run", "--model", "early_fusion", *quick, "--shards", small_set, "--out", out)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def train(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def lines_of(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+ALWAYS = ["--on", 0, "--off", 0, "--min-seconds", 0.4, "--precision", "fp32", "--json"]
+
+
+def test_a_file_is_watched_as_predict_sees_it(run_folder: Path, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4", frames=90)
+    result = train(
+        "watch", run_folder, video, "--full-speed", "--label", "cats", "--save", tmp_path / "e", *ALWAYS
+    )
+    assert result.exit_code == 0, result.output
+    watching, start, end, summary = lines_of(result)
+    predicted = json.loads(train("predict", run_folder, video, "--stride", 0.2, "--json").stdout)["videos"][0]
+    chances = [moment["probabilities"]["cats"] for moment in predicted["timeline"]]
+    assert watching["kind"] == "watching" and start["probability"] == pytest.approx(chances[2], abs=1e-3)
+    assert end["peak_probability"] == pytest.approx(max(chances), abs=1e-3)
+    assert (summary["frames"], summary["clips"], summary["frames_dropped"]) == (15, len(chances), 0)
+    with av.open(start["clip"]) as clip:
+        stream = clip.streams.video[0]
+        assert (stream.width, stream.height) == (48, 48)
+        assert sum(1 for _ in clip.decode(stream)) == 15  # those before the alarm, too
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.mp4"], "nowhere.mp4: there is no such file or device"),
+        (["tcp://127.0.0.1:1"], "tcp://127.0.0.1:1: cannot be opened as a video: Connection refused"),
+        (["nowhere.mp4", "--label", "birds"], "--label birds: the run has no such label; it has cats, dogs"),
+        (["nowhere.mp4", "--on", "0.3"], "must be 0 ≤ off ≤ on ≤ 1"),
+        (["udp://127.0.0.1:1", "--full-speed"], "comes at its own speed"),
+    ],
+)
+def test_wrong_use_ends_in_one_line(run_folder: Path, arguments: list[str], message: str) -> None:
+    assert_one_clear_line(train("watch", run_folder, *arguments), 2, message)
+
+
+def test_a_stream_of_ffmpeg_is_watched_until_it_is_given_up(run_folder: Path, tmp_path: Path) -> None:
+    if not shutil.which("ffmpeg"):
+        pytest.skip("needs ffmpeg as a server")
+    video = write_video(tmp_path / "a.ts", frames=60, options={"bf": "0"})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    command = ["ffmpeg", "-nostdin", "-re", "-i", str(video), "-c", "copy", "-f", "mpegts", f"{place}?listen=1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        for _ in range(100):  # until it listens
+            result = train("watch", run_folder, place, "--reconnect", 0, *ALWAYS)
+            if "refused" not in result.stderr:
+                break
+            time.sleep(0.1)
+        server.kill()
+    assert_one_clear_line(result, 1, f"{place}: the stream ended")
+    watching, start, end, summary = lines_of(result)
+    assert [line["kind"] for line in (watching, start, end)] == ["watching", "start", "end"]
+    assert summary["frames"] + summary["frames_dropped"] == 10 and summary["latency_ms"]["p50"] > 0

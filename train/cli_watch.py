@@ -1,0 +1,134 @@
+"""`train watch`: a camera, a stream or a file in real time. Heavy imports stay inside the command."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.console import print_table, warn
+
+SHARE = click.FloatRange(0, 1)
+SECONDS = click.FloatRange(0)
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("place", metavar="SOURCE")
+@click.option("--label", help="What is watched for.  [default: the run's last label]")
+@click.option("--every", type=click.IntRange(1), default=1, show_default=True, metavar="FRAMES",
+              help="A decision every so many stored frames.")  # fmt: skip
+@click.option("--on", type=SHARE, default=0.6, show_default=True, help="An event begins at this probability,")
+@click.option("--off", type=SHARE, default=0.4, show_default=True, help="… and ends below this one.")
+@click.option("--min-seconds", type=SECONDS, default=1.0, show_default=True, help="Shorter events are not told.")
+@click.option("--gap-seconds", type=SECONDS, default=1.0, show_default=True,
+              help="Shorter gaps do not end an event.")  # fmt: skip
+@click.option("--save", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+              help="Keep an MP4 of each event: the frames that the model saw.")  # fmt: skip
+@click.option("--before", type=SECONDS, default=3.0, show_default=True, metavar="SECONDS",
+              help="With --save: what a clip shows of the time before its event was told.")  # fmt: skip
+@click.option("--reconnect", type=SECONDS, metavar="SECONDS",
+              help="Give up a stream after so long without a picture; 0: at once.  [default: never]")  # fmt: skip
+@click.option(
+    "--full-speed", is_flag=True, help="A file not in real time but as fast as can be; no frame is dropped."
+)
+@click.option("--weights", type=click.Choice(["best", "last"]), default="best", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as a last JSON line, too.")
+def watch(
+    run_folder: Path, place: str, label: str | None, every: int, save: Path | None, before: float,
+    reconnect: float | None, full_speed: bool, weights: str, device: str, precision: str, as_json: bool,
+    **thresholds: float,
+) -> None:  # fmt: skip
+    """Watch SOURCE (a camera, a stream's URL or a file) and print a JSON line where an event starts or ends.
+
+    Frames are chosen as they were for training. Ctrl-C ends the watch with a summary.
+
+    \b
+    Example:  train watch runs/first rtsp://camera.local/stream --label fight --save events
+              train watch runs/first /dev/video0 --every 5 > events.jsonl
+              train watch runs/first night.mkv --full-speed
+    """
+    from pipeline.errors import UserError, WorkFailed
+    from train.checkpoint import read_run
+    from train.events import EventDetector, Hysteresis
+
+    try:
+        detector = EventDetector(Hysteresis(**thresholds))
+    except ValueError as error:
+        raise UserError(f"--on, --off: {error}") from error
+    number = _label_number(read_run(run_folder)["labels"], label)
+
+    from pipeline.decode.live import Source
+    from train.compute import choose_compute
+    from train.event_clips import EventClips
+    from train.trained import load_trained
+    from train.watch import Watcher, judge_with
+    from train.watch import watch as watch_stream
+    from train.watch_view import live_view
+
+    compute = choose_compute(device, precision)
+    trained = load_trained(run_folder, weights, compute)
+    source = Source(place, in_time=not full_speed)
+    if full_speed and not Path(place).is_file():
+        raise UserError(f"--full-speed: {place} is no file, and comes at its own speed; leave it out")
+    if trained.recipe.decoder != "pyav":
+        warn(f"the set was made by the decoder {trained.recipe.decoder}; streams are read by pyav")
+    name = trained.labels[number]
+    if save:
+        save.mkdir(parents=True, exist_ok=True)
+    watcher = Watcher(
+        judge_with(trained, compute, number), trained.sampling, trained.window, every, detector, source.clock,
+        lambda line: click.echo(json.dumps({**line, "label": name, "source": place})),
+        EventClips(save, before, trained.recipe.fps) if save else None,
+    )  # fmt: skip
+    patience = math.inf if reconnect is None else reconnect
+    with live_view(name) as (show, say):
+        found = watch_stream(watcher, trained, source, patience, say, show)
+    reason = found.pop("error", "")
+    if found["frames"]:
+        _print_summary(place, name, found, as_json)
+    if reason:
+        raise (WorkFailed if found["frames"] else UserError)(f"{place}: {reason}")
+
+
+def _label_number(labels: list[str], label: str | None) -> int:
+    from pipeline.errors import UserError
+
+    if label is None:
+        return len(labels) - 1
+    if label not in labels:
+        raise UserError(f"--label {label}: the run has no such label; it has {', '.join(labels)}")
+    return labels.index(label)
+
+
+def _print_summary(place: str, label: str, found: dict[str, Any], as_json: bool) -> None:
+    """As a table on stderr, for stdout has the events; or as one more line there."""
+    if as_json:
+        click.echo(json.dumps({"kind": "summary", "label": label, "source": place, **found}))
+        return
+
+    def spread(name: str, unit: str, digits: int) -> str:
+        values = found[name]
+        if values is None:
+            return "nothing measured"
+        return ", ".join(f"{key} {value:.{digits}f} {unit}" for key, value in values.items())
+
+    print_table(
+        place,
+        [
+            ("watched", f"{found['seconds']:,.1f} s for {label}"),
+            ("events", f"{found['events']:,}"),
+            ("frames", f"{found['frames']:,} seen, {found['frames_dropped']:,} dropped"),
+            ("clips", f"{found['clips']:,} judged, {found['clips_skipped']:,} skipped"),
+            ("frame arrival to decision", spread("latency_ms", "ms", 0)),
+            ("of that the model", spread("inference_ms", "ms", 0)),
+            ("behind the stream", spread("behind_ms", "ms", 0)),
+            ("crossing --on to alarm", spread("time_to_alarm_seconds", "s", 2)),
+            ("reconnects", f"{found['reconnects']:,}"),
+            ("damaged packets", f"{found['packets_damaged']:,}"),
+        ],
+        err=True,
+    )
