@@ -267,7 +267,7 @@ def _figures(strata: Mapping[str, tuple[str, str]], lengths: Sequence[float], cl
 def _copies_text(pairs: Sequence[Pair], found: Leaks | None) -> str:
     harm = sum(pair.harms for pair in pairs)
     what = "copies" if found else "videos with the same bytes"
-    text = f"{len(pairs):,} pairs of {what}, {harm:,} of them across splits or labels."
+    text = f"{'1 pair' if len(pairs) == 1 else f'{len(pairs):,} pairs'} of {what}, {harm:,} across splits or labels."
     if len(pairs) > PAIRS_SHOWN:
         text += f" The first {PAIRS_SHOWN} are shown."
     if not found:

@@ -38,7 +38,7 @@
     const low = parseFloat(get("shortest").value), high = parseFloat(get("longest").value);
     return is("label") && is("split") && is("group") && is("state")
       && (!text || clip.video.toLowerCase().includes(text) || clip.group.toLowerCase().includes(text))
-      && (isNaN(low) || clip.seconds >= low) && (isNaN(high) || (clip.seconds !== null && clip.seconds <= high));
+      && (isNaN(low) || (clip.seconds !== null && clip.seconds >= low)) && (isNaN(high) || (clip.seconds !== null && clip.seconds <= high));
   };
   const order = () => {
     const by = get("sort").value, down = by.startsWith("-") ? -1 : 1, name = by.replace("-", "");
