@@ -45,11 +45,12 @@ def bars(title: str, counts: Mapping[str, int], most: int = 12) -> str:
     rest = sum(count for _, count in ordered[most:])
     rows = [*ordered[:most], *([(f"{len(ordered) - most} others", rest)] if rest else [])]
     tallest = max((count for _, count in rows), default=1)
-    wide = WIDE - 130
+    wide = WIDE - 176  # beside the names, and before the numbers
     drawn = "".join(
-        f'<g transform="translate(0 {ROW * number})"><text class="end" x="118" y="16">{html(shown(name, 16))}</text>'
-        f'<rect class="fill" x="126" y="4" width="{max(1, (wide - 46) * count / tallest):.1f}" height="16" rx="1.5"/>'
-        f'<text x="{132 + (wide - 46) * count / tallest:.1f}" y="16">{count:,}</text>'
+        f'<g transform="translate(0 {ROW * number})">'
+        f'<text class="end" x="118" y="16">{html(shown(name, 16))}</text>'
+        f'<rect class="fill" x="126" y="4" width="{max(1, wide * count / tallest):.1f}" height="16" rx="1.5"/>'
+        f'<text x="{132 + wide * count / tallest:.1f}" y="16">{count:,}</text>'
         f"<title>{html(name)}: {count:,}</title></g>"
         for number, (name, count) in enumerate(rows)
     )

@@ -28,9 +28,9 @@ HEAD = """<!doctype html>
 """
 
 
-def web_file(name: str) -> str:
-    """A text of `pipeline/web`."""
-    return files("pipeline").joinpath("web", name).read_text("utf-8")
+def web_file(name: str, package: str = "pipeline") -> str:
+    """A text of the package's folder `web`."""
+    return files(package).joinpath("web", name).read_text("utf-8")
 
 
 def shown(text: str, longest: int = 200) -> str:
@@ -52,9 +52,7 @@ def as_json(values: Any) -> str:
     return text
 
 
-def make_page(
-    title: str, body: str, data: Any, *, scripts: Sequence[str] = (), styles: Sequence[str] = ()
-) -> str:
+def make_page(title: str, body: str, data: Any, *, scripts: Sequence[str] = (), styles: Sequence[str] = ()) -> str:
     """The page. `body` is HTML, its texts escaped by `html`; scripts and styles are texts of ours, and come after
     those that all pages share."""
     scripts = (web_file("clips.js"), *scripts)

@@ -31,7 +31,7 @@ BROKEN_SHOWN, PAIRS_SHOWN = 300, 20
 @dataclass(frozen=True)
 class Clip:
     """One video as the page shows it. `brightness`: mean grey level; `motion`: mean change of the levels from one
-    stored frame to the next; `rate`: different pictures a second, which is less than the set's for slower videos."""
+    stored frame to the next; `rate`: different pictures a second, less than the set's for slower videos."""
 
     sidecar: Sidecar
     parts: Sequence[Sample]
@@ -207,9 +207,7 @@ def _same_bytes(parts: Mapping[str, Sequence[Sample]], home: Mapping[str, Sideca
 
 def _pair_text(pair: Pair) -> str:
     kind = "the same bytes or frames" if pair.kind == "exact" else f"alike, distance {pair.distance:.3f}"
-    across = [
-        name for name, values in (("splits", pair.splits), ("labels", pair.labels)) if len(set(values)) > 1
-    ]
+    across = [name for name, values in (("splits", pair.splits), ("labels", pair.labels)) if len(set(values)) > 1]
     return kind + (f"; across {' and '.join(across)}" if across else "")
 
 
@@ -267,13 +265,17 @@ def _figures(strata: Mapping[str, tuple[str, str]], lengths: Sequence[float], cl
 def _copies_text(pairs: Sequence[Pair], found: Leaks | None) -> str:
     harm = sum(pair.harms for pair in pairs)
     what = "copies" if found else "videos with the same bytes"
-    text = f"{'1 pair' if len(pairs) == 1 else f'{len(pairs):,} pairs'} of {what}, {harm:,} across splits or labels."
+    text = (
+        f"{'1 pair' if len(pairs) == 1 else f'{len(pairs):,} pairs'} of {what}, {harm:,} across splits or labels."
+    )
     if len(pairs) > PAIRS_SHOWN:
         text += f" The first {PAIRS_SHOWN} are shown."
     if not found:
         return html(f"{text} Near copies were not looked for: --leaks does it, and reads every frame.")
     unseen = len(found.flat) + len(found.still) + len(found.short)
-    return html(text + (f" Of {unseen:,} flat, still or short videos only exact copies are found." if unseen else ""))
+    return html(
+        text + (f" Of {unseen:,} flat, still or short videos only exact copies are found." if unseen else "")
+    )
 
 
 def _broken_table(rejected: Sequence[tuple[str, str, Broken]], damaged: Sequence[tuple[str, str, Broken]]) -> str:

@@ -1,4 +1,4 @@
-"""Headless Chromium for tests, spoken to over a pair of pipes in the DevTools protocol: nothing to install but it."""
+"""Headless Chromium for tests, spoken to over two pipes in the DevTools protocol: nothing else to install."""
 
 import base64
 import json

@@ -200,9 +200,7 @@ def test_a_browser_filters_sorts_and_plays(mixed_set: Path, tmp_path: Path, brow
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_needs_no_scrolling_sideways(
-    mixed_set: Path, tmp_path: Path, browser: Page, scheme: str
-) -> None:
+def test_a_phone_needs_no_scrolling_sideways(mixed_set: Path, tmp_path: Path, browser: Page, scheme: str) -> None:
     page = tmp_path / "preview.html"
     assert prep("preview", mixed_set, "--out", page).exit_code == 0
     browser.open(page, width=390, prefers_color_scheme=scheme, prefers_reduced_motion="reduce")

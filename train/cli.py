@@ -13,6 +13,7 @@ from pipeline.console import PLACE, Commands, json_option, print_json, print_tab
 from pipeline.report import no_stage
 from train.cli_eval import cache_options, compare, evaluate, score_rows
 from train.cli_recipe import config_option, family_option, make_recipe, recipe_options, stopping_options
+from train.cli_report import report
 from train.cli_use import export, predict
 
 DEFAULT_SHARDS = Path("data/shards")
@@ -33,6 +34,7 @@ def main() -> None:
 
 main.add_command(predict)
 main.add_command(export)
+main.add_command(report)
 
 
 @main.command()
