@@ -73,7 +73,7 @@ def on_the_fly(index: SplitIndex, videos: Path, frames: int, batch_size: int) ->
     loader: DataLoader[Any] = DataLoader(
         data, batch_size, shuffle=True, num_workers=WORKERS, persistent_workers=True
     )
-    return lambda: (Batch(*values) for values in loader)
+    return lambda: (Batch(frames, labels, places, 0, len(labels)) for frames, labels, places in loader)
 
 
 def build(videos: Path, folder: Path) -> float:

@@ -22,6 +22,8 @@ MODELS = {
     "vivit": "models.vivit:ViViT",
     "videomae": "models.videomae:VideoMAE",
 }
+# Networks that learn without labels, and start the family of the same file
+PRETRAINING = {"videomae_pretraining": "models.videomae:VideoMAEPretraining"}
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a word"}
 
 
@@ -33,10 +35,22 @@ def build_model(name: str, *, num_classes: int, num_frames: int, size: tuple[int
     """
     if name not in MODELS:
         raise ValueError(f"no model family is called {name!r}; there are {', '.join(MODELS)}")
-    module, _, cls = MODELS[name].partition(":")
+    given = {"num_classes": num_classes, "num_frames": num_frames, "size": size}
+    return _build(name, MODELS[name], given, options)
+
+
+def build_pretraining(name: str, *, num_frames: int, size: tuple[int, int], **options: Any) -> Family:
+    """A network of PRETRAINING with fresh weights; it maps clips to the loss of each. See `build_model`."""
+    if name not in PRETRAINING:
+        raise ValueError(f"no pre-training is called {name!r}; there are {', '.join(PRETRAINING)}")
+    return _build(name, PRETRAINING[name], {"num_frames": num_frames, "size": size}, options)
+
+
+def _build(name: str, place: str, given: dict[str, Any], options: dict[str, Any]) -> Family:
+    module, _, cls = place.partition(":")
     family = getattr(import_module(module), cls)
     _check_options(name, options, {p.name: p.default for p in signature(family).parameters.values()})
-    model: Family = family(num_classes=num_classes, num_frames=num_frames, size=size, **options)
+    model: Family = family(**given, **options)
     return model
 
 

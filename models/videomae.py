@@ -135,6 +135,8 @@ class VideoMAEPretraining(Transformer):
     """The masked autoencoder: 94.21M parameters for the base scale, whose decoder is 4 blocks of width 384.
 
     `mask_ratio`: the share of each frame's patches that a tube mask hides, rounded down to whole patches.
+    `normalised_targets`: the mean and deviation of each hidden tubelet are taken out of what is to be painted.
+    Without it (He et al. 2022, arXiv 2111.06377, section 4.1), tubelets with much contrast weigh most.
     `mean` and `std`: how the clips' channels were normalised from pixels in [0, 1].
     """
 
@@ -149,6 +151,7 @@ class VideoMAEPretraining(Transformer):
         scale: str = "base",
         mask_ratio: float = 0.9,
         decoder_depth: int = 4,
+        normalised_targets: bool = True,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         inflation: str = "central_frame",
@@ -164,6 +167,7 @@ class VideoMAEPretraining(Transformer):
             raise ValueError(f"mean and std must have {in_channels} numbers each, one for every channel")
         wide = find_scale(scale)
         narrow = Scale(wide.width // 2, decoder_depth, max(1, wide.heads // 2))
+        self.normalised_targets = normalised_targets
         self.encoder = Encoder(wide, in_channels)
         self.encoder_to_decoder = nn.Linear(wide.width, narrow.width, bias=False)
         self.mask_token = nn.Parameter(torch.empty(1, 1, narrow.width))
@@ -187,7 +191,7 @@ class VideoMAEPretraining(Transformer):
         return (order < self.hidden_patches).repeat(1, T).to(self.mask_token.device)
 
     def forward(self, clips: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Clips [B, T, C, H, W] → the mean squared error of hidden tubelets' normalised pixels, a scalar.
+        """Clips [B, T, C, H, W] → the mean squared error of each one's hidden tubelets, in normalised pixels, [B].
 
         `mask`: true where hidden, [B, N], as many in every clip as a tube mask hides; a fresh tube mask without.
         """
@@ -196,7 +200,8 @@ class VideoMAEPretraining(Transformer):
         visible, hidden = self._order(mask)
         with torch.no_grad():
             targets, _, _ = self._normalise(_pick(tubelets, hidden))
-        return F.mse_loss(self._predict(tubelets, visible, hidden).float(), targets)
+        predicted = self._predict(tubelets, visible, hidden).float()
+        return F.mse_loss(predicted, targets, reduction="none").mean((1, 2))
 
     @torch.no_grad()
     def reconstruct(self, clips: Tensor, mask: Tensor) -> Tensor:
@@ -233,10 +238,13 @@ class VideoMAEPretraining(Transformer):
         return pixels
 
     def _normalise(self, tubelets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, N, C, t, p, p] → targets [B, N, t·p·p·C], and mean and deviation of each tubelet's channels."""
+        """[B, N, C, t, p, p] → targets [B, N, t·p·p·C], and the mean and deviation that make pixels of them."""
         pixels = tubelets * self.get_buffer("std") + self.get_buffer("mean")
-        deviation, mean = torch.std_mean(pixels, dim=(3, 4, 5), keepdim=True)
-        deviation = deviation + 1e-6
+        if self.normalised_targets:
+            deviation, mean = torch.std_mean(pixels, dim=(3, 4, 5), keepdim=True)
+            deviation = deviation + 1e-6
+        else:  # as the clips are
+            mean, deviation = self.get_buffer("mean"), self.get_buffer("std")
         return ((pixels - mean) / deviation).permute(0, 1, 3, 4, 5, 2).flatten(2), mean, deviation
 
     def stages(self) -> Sequence[nn.Module | nn.Parameter]:

@@ -1,6 +1,8 @@
 """Parts that the transformer families share (Dosovitskiy et al. 2021, arXiv 2010.11929). Parameter names are
 timm's, so that its checkpoints fit: patch_embed.proj, blocks.0.norm1, .attn.qkv, .attn.proj, .mlp.fc1, …"""
 
+import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -220,6 +222,14 @@ def find_scale(name: str) -> Scale:
     if name not in SIZES:
         raise ValueError(f"no scale is called {name!r}; there are {', '.join(SIZES)}")
     return SIZES[name]
+
+
+def name_scale(state: Mapping[str, Tensor]) -> str | None:
+    """The row of SIZES that a transformer's tensors are of, by width and depth; None where there is no such."""
+    kernels = [tensor for name, tensor in state.items() if name.endswith("patch_embed.proj.weight")]
+    blocks = {found[1] for name in state if (found := re.match(r"(?:encoder\.)?blocks\.(\d+)\.", name))}
+    shape = len(kernels) == 1 and (kernels[0].shape[0], len(blocks))
+    return next((name for name, scale in SIZES.items() if shape == (scale.width, scale.depth)), None)
 
 
 def init_linear(module: nn.Module) -> None:

@@ -181,3 +181,9 @@ VIT_FORMATS: tuple[Format, ...] = (
     Format("timm ViT", _TIMM, timm_to_vivit, ("vivit",), HALF, HALF),
     Format("timm ViT", _TIMM, timm_to_videomae, CLASSIFIER, HALF, HALF),
 )
+
+# Our own runs, from one family to another: (of the file, of the model)
+VIT_CROSSINGS: dict[tuple[str, str], Callable[[State], State]] = {
+    (PRETRAINING[0], CLASSIFIER[0]): to_classifier,
+    (CLASSIFIER[0], PRETRAINING[0]): to_pretraining,
+}

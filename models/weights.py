@@ -21,7 +21,8 @@ from models.cnn_weights import CNN_FORMATS, IMAGENET_MEAN, IMAGENET_STD
 from models.family import Family
 from models.formats import Format
 from models.origin import OURS, Origin, read_origin
-from models.vit_weights import VIT_FORMATS
+from models.vit import name_scale
+from models.vit_weights import VIT_CROSSINGS, VIT_FORMATS
 
 FORMATS: tuple[Format, ...] = (*CNN_FORMATS, *VIT_FORMATS)
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -59,7 +60,7 @@ def load_weights(path: Path, model: Family, family: str) -> Loaded:
     try:
         if is_run and origin is None:
             raise ValueError("does not say what it holds; the run was made by another release")
-        found, bare = (_ours(origin), state) if origin else choose_format(state, family, model)
+        found, bare = (_ours(origin, family), state) if origin else choose_format(state, family, model)
         converted = found.convert(bare)
         _check_network(converted, model)
         fitting, unexpected = _fit(converted, model, origin)
@@ -130,23 +131,27 @@ def choose_format(state: dict[str, Tensor], family: str, model: Family) -> tuple
         takers = ", ".join(known[0].families)
         raise ValueError(f"{known[0].name} weights are not for {family}; they fit {takers}")
     if any(name in bare for name in model.state_dict()):
-        return _ours(None), bare
+        return _ours(None, family), bare
     raise ValueError(f"nothing in it is known to {family}; it holds {', '.join(state)}")
 
 
-def _ours(origin: Origin | None) -> Format:
+def _ours(origin: Origin | None, family: str) -> Format:
     """Our own names; without an origin, as of a model that somebody else saved, with ImageNet's normalisation."""
     if origin is None:
         return Format(OURS, lambda _: True, dict, (), IMAGENET_MEAN, IMAGENET_STD)
-    return Format(f"{OURS} {origin.family}", lambda _: True, dict, (), origin.mean, origin.std)
+    convert = VIT_CROSSINGS.get((origin.family, family), dict)
+    return Format(f"{OURS} {origin.family}", lambda _: True, convert, (), origin.mean, origin.std)
 
 
 def _check_network(state: dict[str, Tensor], model: Family) -> None:
-    """Raises `ValueError` where the tensors are of another backbone, or of more layers, than the model has."""
+    """Raises `ValueError` where the tensors are of another backbone, scale or more layers than the model's."""
     ours = model.state_dict()
     own, theirs = find_backbone(ours), find_backbone(state)
     if own and theirs and own != theirs:
         raise ValueError(f"it holds a {theirs}, the model a {own}; choose the option backbone={theirs}")
+    own, theirs = name_scale(ours), name_scale(state)
+    if own and theirs and own != theirs:
+        raise ValueError(f"it holds a {theirs} transformer, the model is {own}; choose the option scale={theirs}")
     parts = [part for part in LAYERS if any(name.startswith(part) for name in ours)]
     lost = [name for name in state if name not in ours and name.startswith(tuple(parts))]
     if lost:

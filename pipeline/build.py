@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from enum import Enum
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from pipeline.plan import Item, ShardTask, sample_key
 from pipeline.recipe import Recipe
 from pipeline.report import Report
 from pipeline.shards import ShardWriter, get_format
-from pipeline.shards.directory import Reuse, commit
+from pipeline.shards.builders import is_held, lease
+from pipeline.shards.directory import Reuse, commit, standing_shard
 from pipeline.shards.folder import Folder, file_sha256, get_folder, measure
+from pipeline.shards.frame_cache import Fresh, frame_cache
 from pipeline.shards.sidecar import Broken, Sample, Sidecar
 from pipeline.sources import Video
 
@@ -28,12 +31,21 @@ SLOWEST_DISK = 4_000_000  # bytes a second: a large file may be read so slowly b
 
 @dataclass(frozen=True)
 class Built:
-    """What became of one task: how many videos were decoded, copied, and rejected (those already known too)."""
+    """What became of one task: how many videos were decoded, copied, and rejected (those already known too), and
+    why the team's cache was of no use, if so."""
 
     name: str
     decoded: int
     copied: int
     rejected: int
+    trouble: str | None = None
+
+
+class Elsewhere(Enum):
+    """Another builder has the shard."""
+
+    IN_HAND = "in hand"
+    DONE = "done"
 
 
 @dataclass
@@ -50,18 +62,40 @@ class _Part:
     pts: list[int] = field(default_factory=list)
 
 
-def build_shard(
-    task: ShardTask, report: Report, root: str, recipe: Recipe, time_limit: float | None = None
-) -> Built:
-    """Write the task's shard and its sidecar into the set at `root`, whole or not at all.
+@dataclass(frozen=True)
+class Job:
+    """What all tasks of a build have in common: the set at `root`, its recipe, the token of the `builder` (""; it
+    is alone), and the `cache` of the team, if any.
 
     With a `time_limit` each video is decoded in a process of its own, and may give no frame for so many seconds.
     """
-    shard_format, folder = get_format(recipe.format), get_folder(root, probe=False)  # the driver has
+
+    root: str
+    recipe: Recipe
+    builder: str = ""
+    cache: str | None = None
+    time_limit: float | None = None
+
+
+def build_shard(task: ShardTask, report: Report, job: Job) -> Built | Elsewhere:
+    """Write the task's shard and its sidecar into the set, whole or not at all, unless another builder does."""
+    folder = get_folder(job.root, probe=False)  # the driver has
+    with lease(folder, task.name, job.builder) as ours:
+        if not ours:
+            return Elsewhere.IN_HAND
+        report(0)
+        if job.builder and task.is_done(standing_shard(folder, job.recipe, task.name)):
+            report(len(task.videos))
+            return Elsewhere.DONE
+        return _make(task, report, folder, job)
+
+
+def _make(task: ShardTask, report: Report, folder: Folder, job: Job) -> Built | Elsewhere:
+    shard_format = get_format(job.recipe.format)
     name = shard_format.name(task.name)
     with folder.making(name) as made, ExitStack() as copies:
-        writer = shard_format.create(made, recipe)
-        filling = _Filling(task, _Standing(folder, copies, report), recipe, writer, report, time_limit)
+        writer = shard_format.create(made, job.recipe)
+        filling = _Filling(task, _Standing(folder, copies, report), job, writer, report)
         for item in task.items:
             filling.add(item)
             report(1)
@@ -69,7 +103,7 @@ def build_shard(
         size, sha256 = measure(made, report)
         sidecar = Sidecar(
             shard=name,
-            fingerprint=recipe.fingerprint,
+            fingerprint=job.recipe.fingerprint,
             split=task.split,
             bucket=task.bucket,
             buckets=task.buckets,
@@ -81,9 +115,15 @@ def build_shard(
             rejected=tuple(filling.rejected),
             damaged=tuple(filling.damaged),
         )
+        if not is_held(folder, task.name, job.builder):
+            return Elsewhere.IN_HAND
         commit(folder, made, sidecar, report)
+        if filling.cache and filling.fresh:
+            shard = made if made.exists() else copies.enter_context(folder.local(name, report))
+            filling.cache.keep(shard, filling.fresh, report)
     decoded = len(task.items) - filling.copied - len(filling.rejected)
-    return Built(task.name, decoded, filling.copied, len(filling.rejected))
+    trouble = filling.cache.trouble if filling.cache else None
+    return Built(task.name, decoded, filling.copied, len(filling.rejected), trouble)
 
 
 class _Standing:
@@ -113,14 +153,15 @@ class _Filling:
         self,
         task: ShardTask,
         standing: _Standing,
-        recipe: Recipe,
+        job: Job,
         writer: ShardWriter,
         report: Report,
-        time_limit: float | None,
     ) -> None:
-        self.split, self.standing, self.recipe, self.writer = task.split, standing, recipe, writer
-        self.report, self.time_limit = report, time_limit
-        self.decoder = get_decoder(recipe.decoder)
+        self.split, self.standing, self.recipe, self.writer = task.split, standing, job.recipe, writer
+        self.report, self.time_limit = report, job.time_limit
+        self.decoder = get_decoder(job.recipe.decoder)
+        self.cache = frame_cache(job.cache, job.recipe) if job.cache else None
+        self.fresh: list[Fresh] = []  # what was decoded whole, for the cache
         self.samples: list[Sample] = []
         self.rejected: list[Broken] = []
         self.damaged: list[Broken] = []
@@ -132,20 +173,39 @@ class _Filling:
             self.copied += 1
         elif item.rejected:
             self.rejected.append(_broken(item.video, *_about(item.rejected)))
-        else:
-            self._decode(item.video)
+        elif not (item.source and self._copy_cached(item.video, item.source)):
+            self._decode(item.video, looked_for=item.source)
 
     def _copy(self, item: Item, reuse: Reuse) -> bool:
-        """Frames that stand already, under the video's present name, label and split; False if they are gone."""
+        """Frames that stand already in the set; False if they are gone."""
         path = self.standing.path(reuse)
-        if path is None:
+        if path is None or not self._copy_samples(item.video, path, reuse.samples):
             return False
-        video, mark, before = item.video, self.writer.mark(), len(self.samples)
+        if item.damaged:
+            self.damaged.append(_broken(item.video, *_about(item.damaged)))
+        return True
+
+    def _copy_cached(self, video: Video, source: str) -> bool:
+        """Frames that the team's cache has for these source bytes; False if it has none."""
+        if self.cache is None:
+            return False
+        with ExitStack() as copies:
+            found = self.cache.fetch(source, copies, self.report)
+            if not (found and self._copy_samples(video, found[0], found[1].samples)):
+                return False
+        self.damaged += [_broken(video, *_about(broken)) for broken in found[1].damaged]
+        self.copied += 1
+        return True
+
+    def _copy_samples(self, video: Video, path: Path, samples: tuple[Sample, ...]) -> bool:
+        """A video's samples from another shard, under its present name, label and split; False if they are not
+        there."""
+        mark, before = self.writer.mark(), len(self.samples)
         try:
             shard_format = get_format(self.recipe.format)
             with shard_format.open(path, self.recipe) as reader:
-                for index, old in enumerate(reuse.samples):
-                    key = _part_key(video.id, index, len(reuse.samples))
+                for index, old in enumerate(samples):
+                    key = _part_key(video.id, index, len(samples))
                     names: dict[str, Any] = {
                         "key": key, "video": video.id, "label": video.label, "group": video.group,
                     }  # fmt: skip
@@ -157,11 +217,10 @@ class _Filling:
             self.writer.rewind(mark)
             del self.samples[before:]
             return False
-        if item.damaged:
-            self.damaged.append(_broken(video, *_about(item.damaged)))
         return True
 
-    def _decode(self, video: Video) -> None:
+    def _decode(self, video: Video, looked_for: str | None) -> None:
+        """`looked_for`: the SHA-256 that the cache is known not to have."""
         with ExitStack() as stack:
             try:
                 path = stack.enter_context(local_file(video.path, self.report))
@@ -172,7 +231,8 @@ class _Filling:
                 reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
                 self.rejected.append(_broken(video, None, reason, 0))
                 return
-            self._decode_file(video, path, (source, size))
+            if source == looked_for or not self._copy_cached(video, source):
+                self._decode_file(video, path, (source, size))
 
     def _decode_file(self, video: Video, path: str, source: tuple[str, int]) -> None:
         """`path`: the video on this machine; `source`: its SHA-256 and bytes."""
@@ -208,8 +268,10 @@ class _Filling:
             self._finish(video, source, part, is_only=part.index == 0)
         if not reason:
             # A header may be wrong, and the frames are sound: they are kept whatever --on-corrupt says.
-            if cut:
-                self.damaged.append(_broken(video, source[0], f"{cut}; {count} frames came out", count))
+            damaged = _broken(video, source[0], f"{cut}; {count} frames came out", count) if cut else None
+            self.damaged += [damaged] if damaged else []
+            if part.pts:
+                self.fresh.append((tuple(self.samples[before:]), damaged))
             return
         broken = _broken(video, source[0], reason, count)
         if self.recipe.on_corrupt == "keep" and count:

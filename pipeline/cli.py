@@ -83,12 +83,14 @@ def sample_videos(folder: Path, videos: int, splits: str, seed: int, overwrite: 
 @click.option("--test", default=0.0, show_default=True, help="Likewise for test.")
 @click.option("--split-seed", default=0, show_default=True, help="Another number, another draw of the groups.")
 @click.option("--group-by", metavar="REGEX", help="What of a path names the recording that a clip was cut from.")
+@click.option("--unlabelled", is_flag=True, help="SRC has no labels: folders, but for splits, mean nothing.")
 @click.option(
     "--workers",
     type=click.IntRange(0),
     help="Processes; 0: this one, which a crashing decoder ends. Default: one a core.",
 )
 @click.option("--scheduler", metavar="tcp://…", help="Use this running Dask cluster instead.")
+@click.option("--cache", type=PLACE, metavar="PLACE", help="The team's frames: looked for there, and put there.")
 @click.option(
     "--on-corrupt", type=click.Choice(["reject", "keep"]), default="reject", show_default=True,
     help="A video that breaks on the way: none of it, or the frames that came out.",
@@ -127,7 +129,7 @@ def build_shards(
             found = estimate_set(wanted, out, workers=workers, overwrite=options["overwrite"], stage=stage)
         _print_estimate(out, found, as_json)
         return
-    names = ("scheduler", "overwrite", "max_rejects", "time_limit")
+    names = ("scheduler", "overwrite", "max_rejects", "time_limit", "cache")
     with progress("videos") as stage:
         report = build_set(wanted, out, workers=workers, stage=stage, **{name: options[name] for name in names})
     summary = summarize(read_set(out, whole=False))
@@ -307,7 +309,7 @@ def _wanted(source: Path | str, options: dict[str, Any]) -> "Wanted":
             f"--max-frames {recipe.max_frames}: of --size {options['size']} at most {most} fit into the "
             "8 GiB that a sample in a tar may have; give fewer, or --format zarr"
         )
-    names = ("val", "test", "split_seed", "group_by", "prune", "retry_rejected")
+    names = ("val", "test", "split_seed", "group_by", "unlabelled", "prune", "retry_rejected")
     rest = {name: options[name] for name in names}
     return Wanted(source, recipe, per_shard=options["videos_per_shard"], **rest)
 

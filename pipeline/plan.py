@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.recipe import Recipe
 from pipeline.shards.directory import Reuse, Standing, shard_name
 from pipeline.shards.sidecar import Broken, Sample, Sidecar
 from pipeline.sources import Video
@@ -33,13 +34,22 @@ class Item:
 @dataclass(frozen=True, slots=True)
 class ShardTask:
     """One shard to be written, from its videos in order. `known`: by id, those of them of which something is known
-    beforehand; in a set that starts from nothing there are none, and ten million videos fit into memory."""
+    beforehand; in a set that starts from nothing there are none, and ten million videos fit into memory. `stood`:
+    SHA-256 of the shard that stood under its name when the plan was made."""
 
     split: str
     bucket: int
     buckets: int
     videos: tuple[Video, ...]
     known: Mapping[str, Item]
+    stood: str | None = None
+
+    def is_done(self, sidecar: Sidecar | None) -> bool:
+        """Whether another builder has written the shard since the plan was made: `sidecar` is what stands now."""
+        if sidecar is None or sidecar.sha256 == self.stood:
+            return False
+        sources = {id_: item.source for id_, item in self.known.items() if item.source}
+        return _holds(sidecar, self.buckets, self.videos, sources if self.known else None)
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -107,11 +117,33 @@ def bucket_count(videos: int, per_shard: int) -> int:
     return buckets
 
 
-def plan(videos: Sequence[Video], digests: Mapping[str, str], standing: Standing, per_shard: int) -> Plan:
+def goal(videos: Iterable[Video], recipe: Recipe, per_shard: int) -> str:
+    """What two builders must agree on to fill one set: recipe, videos (sorted by id, each with a split), and how
+    many go to a shard."""
+    digest = hashlib.sha256(f"{recipe.fingerprint} {per_shard}\n".encode())
+    for video in videos:
+        line = f"{video.id}\0{video.label}\0{video.group}\0{video.split}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def plan_to_join(videos: Sequence[Video], standing: Standing, per_shard: int) -> Plan | None:
+    """The plan of a builder that comes when others are at work towards the same goal: what stands is theirs, so it
+    need not be compared with the sources. None where frames would have to be copied: those are found by content.
+    """
+    todo = plan(videos, None, standing, per_shard)
+    files = {sidecar.shard for sidecar in standing.shards.values()}
+    others = any(place.file not in files for places in standing.frames.values() for place in places)
+    if others or any(task.stood for task in todo.tasks) or not todo.names.issuperset(standing.shards):
+        return None
+    return todo
+
+
+def plan(videos: Sequence[Video], digests: Mapping[str, str] | None, standing: Standing, per_shard: int) -> Plan:
     """What has to be written so that the set holds exactly `videos` (each with a split).
 
-    `digests`: SHA-256 of the source bytes by video id, as far as they were read; a set that is built from
-    nothing needs none. A shard that holds already what it should is left alone.
+    `digests`: SHA-256 of the source bytes by video id, as far as they were read; None: what stands is taken to be
+    of the right bytes. A shard that holds already what it should is left alone.
     """
     by_split: dict[str, list[Video]] = defaultdict(list)
     for video in videos:
@@ -128,15 +160,20 @@ def plan(videos: Sequence[Video], digests: Mapping[str, str], standing: Standing
             if not _holds(standing.shards.get(name), buckets, inside, digests):
                 inside.sort(key=lambda video: (identity(video.id), video.id))
                 known = {video.id: _item(video, digests[video.id], name, standing)
-                         for video in inside if video.id in digests}  # fmt: skip
-                tasks.append(ShardTask(split, bucket, buckets, tuple(inside), known))
+                         for video in inside if digests and video.id in digests}  # fmt: skip
+                tasks.append(ShardTask(split, bucket, buckets, tuple(inside), known, standing.stood(name)))
     return Plan(tuple(tasks), frozenset(names), _snapshots(tasks, names, standing))
 
 
-def _holds(sidecar: Sidecar | None, buckets: int, videos: list[Video], digests: Mapping[str, str]) -> bool:
+def _holds(
+    sidecar: Sidecar | None, buckets: int, videos: Sequence[Video], digests: Mapping[str, str] | None
+) -> bool:
     if sidecar is None or sidecar.buckets != buckets:
         return False
     entries: list[Sample | Broken] = [*sidecar.samples, *sidecar.rejected]
+    if digests is None:
+        names = {entry.video: (entry.label, entry.group) for entry in entries}
+        return names == {video.id: (video.label, video.group) for video in videos}
     stands = {entry.video: (entry.label, entry.group, entry.source) for entry in entries}
     return stands == {video.id: (video.label, video.group, digests.get(video.id)) for video in videos}
 

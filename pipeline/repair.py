@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline import cluster
-from pipeline.build import Built, build_shard
+from pipeline.build import Built, Job, build_shard
 from pipeline.errors import UserError, WorkFailed
 from pipeline.places import is_url
 from pipeline.plan import ShardTask, identity
@@ -53,7 +53,7 @@ def repair_set(
     tasks = [_task(name, found, names, sound, videos) for name in names]
     for name, text in around.items():
         folder.write(name, text)
-    work = partial(build_shard, root=str(folder), recipe=recipe)
+    work = partial(build_shard, job=Job(str(folder), recipe))
     step = stage("building", sum(len(task.videos) for task in tasks))
     for task, result in cluster.run(work, tasks, step, workers=workers, scheduler=None, time_limit=time_limit):
         if not isinstance(result, Built):

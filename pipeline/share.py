@@ -15,11 +15,22 @@ from pipeline.errors import UserError, WorkFailed
 from pipeline.places import is_url, reached
 from pipeline.recipe import RECIPE_FILE, Recipe, read_recipe
 from pipeline.report import Stage, no_stage
-from pipeline.shards.directory import OWN_SIDECAR, SIDECAR, begin, end, is_building, open_set, sidecar_name
+from pipeline.shards.builders import Crew
+from pipeline.shards.directory import (
+    OWN_SIDECAR,
+    SIDECAR,
+    begin,
+    check_set,
+    end,
+    is_building,
+    open_set,
+    sidecar_name,
+)
 from pipeline.shards.fetch import Fetcher, Wrong, create
 from pipeline.shards.folder import Folder, ask_each, get_folder
 from pipeline.shards.index import ShardSet, read_set
 from pipeline.shards.sidecar import Sidecar, parse_sidecar
+from pipeline.summary import digest
 from pipeline.verify import damaged, tries
 
 
@@ -54,25 +65,32 @@ def transfer(
     found, folder = read_set(source), get_folder(target)
     with told(folder):
         _refuse_another_recipe(folder, found.recipe)
-        standing = _texts(folder)
-        _refuse_to_drop(found, folder, standing, prune=prune)
-        open_set(folder, found.recipe)
-        folder.sweep()
+        check_set(folder, found.recipe)
+        crew = Crew(str(folder), f"push {digest(found)}")
+        with crew.joined():  # so that no build runs into it
+            return _transfer(found, source, folder, jobs, stage, prune=prune, check=check)
+
+
+def _transfer(
+    found: ShardSet, source: Path | str, folder: Folder, jobs: int, stage: Stage, *, prune: bool, check: bool
+) -> Transferred:
+    standing = _texts(folder)
+    _refuse_to_drop(found, folder, standing, prune=prune)
+    open_set(folder, found.recipe)
+    folder.sweep()
     missing = _missing(found, folder, standing, jobs, stage if check else None)
     names = {sidecar_name(sidecar) for sidecar in found.sidecars}
     if not missing and {_name(sidecar) for sidecar in found.sidecars} == set(standing) and not is_building(folder):
         return Transferred(copied=0, kept=len(found.sidecars), removed=0, bytes=0)
-    with told(folder):
-        before = begin(folder)
+    before = begin(folder)
     try:
         _copy_all(found, folder, missing, jobs, stage)
     except UserError as error:
         _check_unchanged(found, source, error)
         raise
     _check_unchanged(found, source)
-    with told(folder):
-        _confirm(get_folder(target), found.sidecars)
-        end(folder, before, names)
+    _confirm(get_folder(str(folder)), found.sidecars)
+    end(folder, before, names)
     return Transferred(
         copied=len(missing),
         kept=len(found.sidecars) - len(missing),

@@ -54,6 +54,7 @@ SPLIT_FOLDERS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 SPLITS = ("train", "val", "test")
+UNLABELLED = "unlabelled"  # the one label of videos that have none
 LABEL_PATTERN = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}")  # surrogates: bytes that are not UTF-8
 
 
@@ -73,23 +74,24 @@ class Video:
     split: str | None = None
 
 
-def list_videos(source: Path | str, group_by: str | None = None) -> list[Video]:
+def list_videos(source: Path | str, group_by: str | None = None, *, labelled: bool = True) -> list[Video]:
     """The videos of a folder or a CSV, at a path or a URL, sorted by id.
 
     Folders: `<label>/…/*.mp4`, or `<split>/<label>/…/*.mp4` where every folder is named train, val or test.
     CSV: columns `path,label[,split][,group][,key]`, paths relative to the CSV, or URLs. `group_by`: a regular
     expression whose first group (or whole match) in the id is the video's group; what it does not match is
-    a group of its own. Raises `UserError`.
+    a group of its own. Without labels (`labelled` false) folders, but for the splits, and the CSV's column mean
+    nothing and need not be there. Raises `UserError`.
     """
     pattern = _compile(group_by)
     source = as_place(str(source))
     if isinstance(source, str):
         with reached(source):
-            videos = _from_url(source, pattern)
+            videos = _from_url(source, pattern, labelled=labelled)
     elif source.is_dir():
-        videos = _from_folder(str(source), sorted(_walk(source)), pattern)
+        videos = _from_folder(str(source), sorted(_walk(source)), pattern, labelled=labelled)
     elif source.is_file():
-        videos = _from_csv(str(source), _read(source), pattern)
+        videos = _from_csv(str(source), _read(source), pattern, labelled=labelled)
         if not any(is_url(video.path) or os.path.exists(video.path) for video in videos):
             raise UserError(f"{source}: none of its {len(videos)} videos exists; the first is looked for at "
                             f"{videos[0].path} (paths are relative to the CSV)")  # fmt: skip
@@ -120,14 +122,14 @@ def _group(video_id: str, pattern: re.Pattern[str] | None) -> str:
     return next((part for part in found.groups() if part), found.group()) or video_id
 
 
-def _from_url(url: str, pattern: re.Pattern[str] | None) -> list[Video]:
+def _from_url(url: str, pattern: re.Pattern[str] | None, *, labelled: bool) -> list[Video]:
     """Whatever the far end says goes wrong is raised as it is."""
     system, path = filesystem(url)
     if url.lower().endswith(".csv"):
-        return _from_csv(url, _decoded(system.cat_file(path)), pattern)
+        return _from_csv(url, _decoded(system.cat_file(path)), pattern, labelled=labelled)
     names = (name[len(path) :].strip("/") for name in system.find(path))
     found = [tuple(name.split("/")) for name in names if _is_video(name) and not _is_hidden(name)]
-    return _from_folder(url, sorted(found), pattern)
+    return _from_folder(url, sorted(found), pattern, labelled=labelled)
 
 
 def _is_video(name: str) -> bool:
@@ -138,17 +140,33 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def _from_folder(root: str, found: list[tuple[str, ...]], pattern: re.Pattern[str] | None) -> list[Video]:
+def _from_folder(
+    root: str, found: list[tuple[str, ...]], pattern: re.Pattern[str] | None, *, labelled: bool
+) -> list[Video]:
     """`found`: the parts of each video's path below `root`."""
     if not found:
         raise UserError(
             f"{root}: no videos in this folder (looked for .mp4, .avi, .mkv and {len(VIDEO_EXTENSIONS) - 3} more)"
         )
+    by_split = all(len(parts) > 1 and parts[0].lower() in SPLIT_FOLDERS for parts in found)
+    if labelled:
+        _check_folders(root, found, by_split=by_split)
+    videos = []
+    for parts in found:
+        id_ = "/".join(parts)
+        split = SPLIT_FOLDERS[parts[0].lower()] if by_split else None
+        label = parts[by_split] if labelled else UNLABELLED
+        videos.append(Video(id_, os.path.join(root, *parts), label, _group(id_, pattern), split))
+    return videos
+
+
+def _check_folders(root: str, found: list[tuple[str, ...]], *, by_split: bool) -> None:
+    """Raises `UserError` where the layout does not give every video a label."""
     loose = [parts[-1] for parts in found if len(parts) == 1]
     if loose:
         raise UserError(
             f"{root}: {loose[0]} stands outside a label folder ({len(loose)} such); "
-            "sort videos into <label>/ folders, or give a CSV with path,label"
+            "sort videos into <label>/ folders, give a CSV with path,label, or say --unlabelled"
         )
     tops = {parts[0] for parts in found}
     splits = {top for top in tops if top.lower() in SPLIT_FOLDERS}
@@ -157,20 +175,12 @@ def _from_folder(root: str, found: list[tuple[str, ...]], pattern: re.Pattern[st
             f"{root}: {sorted(splits)[0]} looks like a split, {sorted(tops - splits)[0]} like a label; "
             "lay them out as <split>/<label>/*.mp4 or as <label>/*.mp4, or give a CSV"
         )
-    by_split = bool(splits)
     unlabelled = [parts for parts in found if by_split and len(parts) == 2]
     if unlabelled:
         raise UserError(
             f"{root}: {'/'.join(unlabelled[0])} stands in a split but in no label folder "
-            f"({len(unlabelled)} such); lay them out as <split>/<label>/*.mp4"
+            f"({len(unlabelled)} such); lay them out as <split>/<label>/*.mp4, or say --unlabelled"
         )
-    videos = []
-    for parts in found:
-        id_ = "/".join(parts)
-        split = SPLIT_FOLDERS[parts[0].lower()] if by_split else None
-        label = parts[1] if by_split else parts[0]
-        videos.append(Video(id_, os.path.join(root, *parts), label, _group(id_, pattern), split))
-    return videos
 
 
 def _walk(root: Path) -> Iterator[tuple[str, ...]]:
@@ -210,16 +220,17 @@ def is_csv_label(label: str) -> bool:
     return label == label.strip() and LABEL_PATTERN.fullmatch(label) is not None
 
 
-def _from_csv(place: str, text: str, pattern: re.Pattern[str] | None) -> list[Video]:
+def _from_csv(place: str, text: str, pattern: re.Pattern[str] | None, *, labelled: bool) -> list[Video]:
     try:
         rows = csv.DictReader(io.StringIO(text, newline=""))
         columns = set(rows.fieldnames or ())
-        if not {"path", "label"} <= columns:
+        needed = ["path", *(["label"] if labelled else [])]
+        if not columns.issuperset(needed):
             raise UserError(
-                f"{place}: a CSV of videos needs the columns path,label (and may have split, group, key); "
+                f"{place}: a CSV of videos needs the columns {','.join(needed)} (and may have split, group, key); "
                 f"its first line has {', '.join(sorted(columns)) or 'nothing'}"
             )
-        videos = [_from_row(place, rows.line_num, row, pattern) for row in rows]
+        videos = [_from_row(place, rows.line_num, row, pattern, labelled=labelled) for row in rows]
     except csv.Error as error:
         raise UserError(f"{place}: cannot be read as CSV: {error}") from error
     if not videos:
@@ -227,7 +238,9 @@ def _from_csv(place: str, text: str, pattern: re.Pattern[str] | None) -> list[Vi
     return videos
 
 
-def _from_row(place: str, line: int, row: dict[str, str | None], pattern: re.Pattern[str] | None) -> Video:
+def _from_row(
+    place: str, line: int, row: dict[str, str | None], pattern: re.Pattern[str] | None, *, labelled: bool
+) -> Video:
     def cell(name: str) -> str:
         """As it stands, for a file's name may begin with a blank; but one of blanks alone is empty."""
         text = row.get(name) or ""
@@ -236,7 +249,7 @@ def _from_row(place: str, line: int, row: dict[str, str | None], pattern: re.Pat
     def refuse(problem: str) -> UserError:
         return UserError(f"{place}, line {line}: {problem}")
 
-    label, split = cell("label").strip(), cell("split").strip().lower()
+    label, split = cell("label").strip() if labelled else UNLABELLED, cell("split").strip().lower()
     if not cell("path") or not label:
         raise refuse("path or label is empty")
     for name in ("path", "group", "key"):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import av
 import cv2
+import fsspec
 import numpy as np
 import pytest
 from av.video.stream import VideoStream
 from click.testing import Result
-from far import FarServer, serving
+from far import FarServer, free_port, serving
 from numpy.typing import NDArray
 
 from pipeline.driver import BuildReport, Wanted, build_set
@@ -157,6 +159,31 @@ def server(many: Path) -> Iterator[FarServer]:
 def set_copy(small_set: Path, tmp_path: Path) -> Path:
     """`small_set`, to be changed."""
     return Path(shutil.copytree(small_set, tmp_path / "set"))
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`s3://team`, on this machine; its address and keys are in the environment, as a user has them."""
+    port = free_port()
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    server.start()
+    config = tmp_path_factory.mktemp("aws") / "none"
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": str(config), "AWS_SHARED_CREDENTIALS_FILE": str(config),
+        }.items():  # fmt: skip
+            environment.setenv(name, value)
+        # Another module's server had another address, and the buckets of all are in this process.
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/reset", data=b"").close()
+        fsspec.filesystem("s3").mkdir("team")
+        yield "s3://team"
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+    server.stop()
 
 
 def set_bytes(root: Path) -> dict[str, bytes]:

@@ -227,7 +227,7 @@ def test_the_loss_counts_hidden_tubelets_alone() -> None:
 
 def test_all_weights_of_pre_training_learn_and_are_in_one_stage() -> None:
     model = pretraining()
-    model(torch.randn(2, 4, 3, 48, 64)).backward()
+    model(torch.randn(2, 4, 3, 48, 64)).mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
     staged = [p for stage in model.stages() if isinstance(stage, nn.Module) for p in stage.parameters()]
     assert Counter(map(id, staged)) == Counter(map(id, model.parameters()))
@@ -245,14 +245,22 @@ def test_a_reconstruction_shows_what_was_seen_and_paints_the_rest() -> None:
     torch.testing.assert_close(painted, join_tubelets(expected, model.grid))
 
 
-def test_a_perfect_prediction_paints_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, clips = pretraining(), torch.randn(2, 4, 3, 48, 64)
+@pytest.mark.parametrize("normalised", [True, False])
+def test_a_perfect_prediction_paints_the_clip(monkeypatch: pytest.MonkeyPatch, normalised: bool) -> None:
+    model, clips = pretraining(normalised_targets=normalised), torch.randn(2, 4, 3, 48, 64)
     mask = model.tube_mask(2)
     targets = model._normalise(split_tubelets(clips, 2)[mask].view(2, -1, 3, 2, 16, 16))[0]
     monkeypatch.setattr(model, "_predict", lambda *_: targets)
-    assert model(clips, mask) == 0
+    assert not model(clips, mask).any()
     pixels = clips * model.get_buffer("std")[:, 0] + model.get_buffer("mean")[:, 0]
     torch.testing.assert_close(model.reconstruct(clips, mask), pixels)
+
+
+def test_targets_that_are_not_normalised_are_the_clips_own_values() -> None:
+    model, clips = pretraining(normalised_targets=False), torch.randn(2, 4, 3, 48, 64)
+    tubelets = split_tubelets(clips, 2)
+    targets, _, _ = model._normalise(tubelets)
+    torch.testing.assert_close(targets, tubelets.permute(0, 1, 3, 4, 5, 2).flatten(2))
 
 
 def test_masks_and_constants_that_do_not_fit_are_refused() -> None:

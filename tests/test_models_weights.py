@@ -18,6 +18,7 @@ from models import build_model
 from models.family import Family
 from models.frames import fit_channels
 from models.origin import Origin
+from models.videomae import VideoMAEPretraining
 from models.vit_mend import resize_positions
 from models.weights import load_weights
 from train.checkpoint import save_weights
@@ -220,6 +221,30 @@ def test_a_run_gives_all_but_a_head_for_other_classes_and_its_normalisation(tmp_
         and loaded.std == (0.4, 0.5, 0.6)
     )
     assert set(loaded.unexpected) == set(loaded.missing) == {"head.4.bias", "head.4.weight"}
+
+
+def test_pre_training_starts_a_classifier_and_a_classifier_pre_training(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    pretrained = VideoMAEPretraining(num_frames=8, size=(64, 64), scale="micro")
+    ours(pretrained, "videomae_pretraining", tmp_path / "best.safetensors")
+    model = fresh("videomae", scale="micro")
+    loaded = load_weights(tmp_path, model, "videomae")
+    assert loaded.format == "reelcache videomae_pretraining" and loaded.mean == (0.1, 0.2, 0.3)
+    assert set(loaded.missing) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+    assert not loaded.unexpected
+    again = VideoMAEPretraining(num_frames=8, size=(64, 64), scale="micro")
+    loaded = load_weights(ours(model, "videomae", tmp_path / "a.safetensors"), again, "videomae_pretraining")
+    assert all(name.startswith(("fc_norm.", "head.")) for name in loaded.unexpected)
+    for name, tensor in model.get_submodule("blocks").state_dict().items():
+        assert torch.equal(tensor, pretrained.encoder.blocks.state_dict()[name])
+        assert torch.equal(tensor, again.encoder.blocks.state_dict()[name])
+
+
+def test_weights_of_another_scale_name_the_one_to_choose(tmp_path: Path) -> None:
+    path = ours(fresh("videomae", scale="micro"), "videomae", tmp_path / "a.safetensors")
+    words = "it holds a micro transformer, the model is tiny; choose the option scale=micro"
+    with pytest.raises(ValueError, match=words):
+        load_weights(path, fresh("videomae", scale="tiny"), "videomae")
 
 
 def test_a_file_of_ours_is_known_outside_its_run(tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_a_build_that_stopped_marks_the_set_until_one_ends(
     labelled_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.driver.end", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("pipeline.driver.drop", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             build(labelled_videos, tmp_path / "set")
     with pytest.raises(UserError, match=r"unfinished .a build is running, or was stopped"):

@@ -1,6 +1,5 @@
 """Videos and sets behind URLs: a bucket of moto's server on loopback, and fsspec's memory."""
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ import fsspec
 import pytest
 from conftest import SMALL, build, set_bytes, write_video
 from fsspec.implementations.memory import MemoryFileSystem
-from moto.server import ThreadedMotoServer
 
 from pipeline.driver import estimate_set
 from pipeline.errors import UserError
@@ -22,27 +20,6 @@ from pipeline.recipe import Recipe
 from pipeline.shards.folder import LocalFolder, get_folder, measure
 from pipeline.shards.index import read_set
 from pipeline.sources import list_videos
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`s3://team`, on this machine; its address and keys are in the environment, as a user has them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
-    server.start()
-    config = tmp_path_factory.mktemp("aws") / "none"
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": str(config), "AWS_SHARED_CREDENTIALS_FILE": str(config),
-        }.items():  # fmt: skip
-            environment.setenv(name, value)
-        fsspec.filesystem("s3").mkdir("team")
-        yield "s3://team"
-    server.stop()
 
 
 def upload(folder: Path, url: str) -> str:
@@ -120,8 +97,8 @@ def test_the_two_kinds_of_folder_agree(tmp_path: Path) -> None:
     (tmp_path / "a" / "2").write_text("two")
     for folder in (LocalFolder(tmp_path / "local"), get_folder("memory://agree")):
         folder.put(Path(str(tmp_path / "a")) if str(folder) != "memory://agree" else tmp_path / "local" / "b", "b")
-        folder.write("x/text", "hello")
-        folder.write_first("x/text", "other")
+        assert folder.create("x/text", "hello") and not folder.create("x/text", "other")
+        assert folder.modified("x/text") and folder.modified("x/none") is None
         folder.keep("b", "c")
         assert folder.names() == ["b", "c", "x"] and folder.names("b") == ["1", "2"] and folder.names("no") == []
         assert folder.size("c") == 6 and folder.size("nothing") is None and folder.read("x/text") == "hello"

@@ -36,6 +36,17 @@ def test_folders_named_like_splits_are_splits(tmp_path: Path) -> None:
     assert [(v.split, v.label) for v in videos] == [("val", "NonFight"), ("train", "Fight")]
 
 
+def test_without_labels_folders_mean_nothing_but_for_splits(tmp_path: Path) -> None:
+    loose = list_videos(touch(tmp_path / "loose", "a.mp4", "cats/b.mp4", "train/c.mp4"), labelled=False)
+    assert [(v.id, v.label, v.split) for v in loose] == [
+        ("a.mp4", "unlabelled", None), ("cats/b.mp4", "unlabelled", None), ("train/c.mp4", "unlabelled", None),
+    ]  # fmt: skip
+    split = list_videos(touch(tmp_path / "split", "train/a.mp4", "val/deep/b.mp4"), labelled=False)
+    assert [(v.label, v.split) for v in split] == [("unlabelled", "train"), ("unlabelled", "val")]
+    (listed,) = list_videos(csv_of(tmp_path, "path,label\na.mp4,\n"), labelled=False)
+    assert listed.label == "unlabelled"
+
+
 def test_group_by_finds_the_recording_in_the_name(tmp_path: Path) -> None:
     root = touch(tmp_path, "fight/abc_0.avi", "fight/abc_1.avi", "fight/other.avi")
     groups = [video.group for video in list_videos(root, r"([^/]+)_\d+\.avi$")]

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from conftest import assert_one_clear_line, build, write_video
+from conftest import assert_one_clear_line, build, edit_sidecar, write_video
 from msgspec import structs
 from sklearn.metrics import roc_auc_score
 
@@ -134,8 +134,7 @@ def test_mistakes_get_one_clear_line(run_folder: Path, flags: list[str], message
 
 
 def test_folds_of_a_set_that_changed_are_not_guessed(run_folder: Path, set_copy: Path) -> None:
-    sidecar = sorted(set_copy.glob("train-*.json"))[0]
-    sidecar.write_text(sidecar.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    edit_sidecar(sorted(set_copy.glob("train-*.json"))[0], sha256="0" * 64)
     assert_one_clear_line(train("eval", run_folder, "--shards", set_copy), 2, "is not the set that the run was")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import assert_one_clear_line
+from conftest import assert_one_clear_line, edit_sidecar
 from far import FarServer
 
 from models import MODELS
@@ -100,8 +100,7 @@ def test_resuming_with_another_flag_is_refused(run_folder: Path) -> None:
 def test_resuming_on_a_changed_set_is_refused(set_copy: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train("run", *QUICK, "--shards", set_copy, "--epochs", 1, "--out", out)
-    sidecar = sorted(set_copy.glob("train-*.json"))[0]
-    sidecar.write_text(sidecar.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    edit_sidecar(sorted(set_copy.glob("train-*.json"))[0], sha256="0" * 64)
     assert_one_clear_line(
         train("run", "--model", "early_fusion", "--out", out, "--resume"), 2, "has changed since"
     )
@@ -142,7 +141,8 @@ def test_a_run_is_not_replaced_unasked(run_folder: Path, small_set: Path, tmp_pa
 
 def test_eval_refuses_a_set_that_the_run_does_not_fit(run_folder: Path, set_copy: Path) -> None:
     for path in set_copy.glob("*-*.json"):
-        path.write_text(path.read_text().replace('"dogs"', '"wolves"'))
+        samples = json.loads(path.read_text().replace('"dogs"', '"wolves"'))["samples"]
+        edit_sidecar(path, samples=samples)
     result = train("eval", run_folder, "--shards", set_copy)
     assert_one_clear_line(result, 2, "the run was trained on cats, dogs")
 

@@ -24,7 +24,7 @@ def group_intervals(
             np.mean([share(weights, one) for one in right], 0),
             np.mean([weighted_auc(one, labels, weights) for one in probabilities], 0),
         )
-        for weights in _resamples(groups, seed)
+        for weights in resamples(groups, seed)
     ]
     if len(set(groups)) < 2:
         return {"accuracy": None, "roc_auc": None}
@@ -32,7 +32,7 @@ def group_intervals(
     return {"accuracy": _percentiles(accuracy), "roc_auc": _percentiles(auc)}
 
 
-def _resamples(groups: Sequence[str], seed: int) -> Iterator[Floats]:
+def resamples(groups: Sequence[str], seed: int) -> Iterator[Floats]:
     """How often each video is drawn, a row a resample, in blocks."""
     names, group = np.unique(np.asarray(groups), return_inverse=True)
     rng = np.random.default_rng(seed)

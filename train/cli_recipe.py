@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 SHARE = click.FloatRange(0, 1)
 TRUTH = {"true": True, "yes": True, "false": False, "no": False}
-FIXED = ("name", "num_classes", "num_frames", "size", "in_channels", "dropout")  # told by the set and other flags
+# Told by the set and by other flags
+FIXED = ("name", "num_classes", "num_frames", "size", "in_channels", "dropout", "mask_ratio", "mean", "std")
 
 
 # A flag that is not given takes the family's default, from train/recipes.py.
@@ -21,14 +22,10 @@ RECIPE_FLAGS: list[Callable[[Any], Any]] = [
     click.option("--frames", type=click.IntRange(1), help="T: frames a clip, at the stored rate."),
     click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate."),
     click.option("--weight-decay", type=click.FloatRange(0), help="AdamW's, on weights only."),
+    click.option("--beta2", type=click.FloatRange(0, 1, max_open=True), help="AdamW's decay of mean squares."),
     click.option("--warmup", type=click.FloatRange(0), help="Epochs of linear warm-up."),
-    click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="Of the cross-entropy."),
     click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help="Gradients are cut to this norm."),
     click.option("--accumulate", type=click.IntRange(1), help="Parts in which a batch goes through the model."),
-    click.option(
-        "--layer-decay", type=click.FloatRange(0, 1, min_open=True), help="Rate of a stage over the next one's."
-    ),
-    click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Before the last layer."),
     click.option(
         "--crop", type=click.FloatRange(0, 1, min_open=True), help="Smallest share of the area kept; 1: all."
     ),
@@ -40,9 +37,6 @@ RECIPE_FLAGS: list[Callable[[Any], Any]] = [
     click.option("--hue", type=click.FloatRange(0, 0.5), help="How far colours may turn, of a whole turn."),
     click.option("--grayscale", type=SHARE, help="Share of clips without colour."),
     click.option("--blur", type=SHARE, help="Share of clips that are blurred."),
-    click.option("--erase", type=SHARE, help="Share of clips with a blank box."),
-    click.option("--mixup", type=click.FloatRange(0), help="Alpha of mixup; 0: none."),
-    click.option("--cutmix", type=click.FloatRange(0), help="Alpha of CutMix; 0: none."),
     click.option(
         "--input",
         type=click.Choice(["rgb", "diff", "rgb+diff"]),
@@ -51,13 +45,24 @@ RECIPE_FLAGS: list[Callable[[Any], Any]] = [
     click.option("--sampling", type=click.Choice(["window", "uniform"]), help="Frames in a row, or of the whole."),
     click.option("--stride", type=click.IntRange(1), help="Of a window: every so manieth stored frame."),
     click.option("--repeats", type=click.IntRange(1), help="Clips of each video in a batch."),
+    click.option("--ema", type=click.FloatRange(0, 1, max_open=True), help="Decay of averaged weights; 0: none."),
+]
+# Of these a training without labels knows nothing.
+LABEL_FLAGS: list[Callable[[Any], Any]] = [
+    click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="Of the cross-entropy."),
+    click.option(
+        "--layer-decay", type=click.FloatRange(0, 1, min_open=True), help="Rate of a stage over the next one's."
+    ),
+    click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Before the last layer."),
+    click.option("--erase", type=SHARE, help="Share of clips with a blank box."),
+    click.option("--mixup", type=click.FloatRange(0), help="Alpha of mixup; 0: none."),
+    click.option("--cutmix", type=click.FloatRange(0), help="Alpha of CutMix; 0: none."),
     click.option("--balanced/--no-balanced", default=None, help="Draw all classes equally often."),
     click.option(
         "--class-weights",
         metavar="balanced|LABEL=WEIGHT,…",
         help="What a clip counts in the loss; none: all the same.",
     ),
-    click.option("--ema", type=click.FloatRange(0, 1, max_open=True), help="Decay of averaged weights; 0: none."),
     click.option(
         "--freeze-epochs",
         type=click.IntRange(0),
@@ -77,14 +82,22 @@ STOPPING_FLAGS: list[Callable[[Any], Any]] = [
 
 def recipe_options(command: Any) -> Any:
     """All flags that override a family's recipe."""
-    for option in reversed(RECIPE_FLAGS):
-        command = option(command)
-    return command
+    return apply_options([*RECIPE_FLAGS, *LABEL_FLAGS], command)
+
+
+def unlabelled_options(command: Any) -> Any:
+    """Those of them that a training without labels takes."""
+    return apply_options(RECIPE_FLAGS, command)
 
 
 def stopping_options(command: Any) -> Any:
     """The flags on what is the best epoch."""
-    for option in reversed(STOPPING_FLAGS):
+    return apply_options(STOPPING_FLAGS, command)
+
+
+def apply_options(options: Sequence[Callable[[Any], Any]], command: Any) -> Any:
+    """The command with these flags, in this order."""
+    for option in reversed(options):
         command = option(command)
     return command
 

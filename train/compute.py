@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import build_model
+from models import build_model, build_pretraining
 from models.family import Family
 from models.weights import Loaded, load_weights
 from pipeline.errors import UserError
@@ -112,6 +112,14 @@ def make_model(name: str, **options: Any) -> Family:
     """`models.build_model`, with its refusals as `UserError`."""
     try:
         return build_model(name, **options)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def make_pretraining(name: str, **options: Any) -> Family:
+    """`models.build_pretraining`, likewise."""
+    try:
+        return build_pretraining(name, **options)
     except ValueError as error:
         raise UserError(str(error)) from error
 

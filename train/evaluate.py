@@ -17,12 +17,13 @@ from pipeline.shards.cache import ShardCache, cache_for
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import summarize
 from train.checkpoint import read_run
-from train.clips import Clips, evaluation_clips
+from train.clips import Clips, Ints, evaluation_clips
 from train.compute import Compute
 from train.folds import train_and_val
 from train.inputs import make_input, to_clips
 from train.leakage import copies, crossing
 from train.metrics import fit_threshold, score
+from train.ranks import Ranks
 from train.stream import ClipStream
 from train.trained import Trained, load_trained
 
@@ -34,6 +35,15 @@ class Predictions:
     videos: list[str]
     probabilities: NDArray[np.float64]
     labels: NDArray[np.int64]
+
+
+def spread(count: int, ranks: Ranks) -> tuple[Ints, NDArray[np.bool_]]:
+    """Which of `count` clips are this rank's, and which of those are not another rank's, too.
+
+    As many on every rank, since ranks that share a model's weights call it together: some clips come twice.
+    """
+    own = np.arange(ranks.rank, -(-count // ranks.of) * ranks.of, ranks.of)
+    return own % count, own < count
 
 
 def predict_split(
@@ -52,10 +62,7 @@ def predict_split(
     """
     index, ranks = stream.index, compute.ranks
     chosen = evaluation_clips(index.frames, stream.sampling, clips)
-    # As many on every rank, since ranks that share a model's weights call it together: some clips come twice.
-    own = np.arange(ranks.rank, -(-len(chosen) // ranks.of) * ranks.of, ranks.of)
-    fresh = own < len(chosen)
-    own %= len(chosen)
+    own, fresh = spread(len(chosen), ranks)
     total = np.zeros((len(index.videos), len(index.labels)))
     count = np.zeros(len(index.videos))
     labels = np.zeros(len(index.videos), np.int64)

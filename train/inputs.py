@@ -31,6 +31,18 @@ def make_input(clips: Tensor, kind: str) -> Tensor:
     return shown
 
 
+def pixel_constants(
+    kind: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation with which the channels of `make_input` are pixels in [0, 1] again: x · std + mean.
+
+    A change is shown around grey, at half its size.
+    """
+    constants = {"rgb": (mean, std), "diff": ((0.5,) * len(mean), tuple(value / 2 for value in std))}
+    means, deviations = zip(*(constants[part] for part in kind.split("+")), strict=True)
+    return sum(means, ()), sum(deviations, ())
+
+
 def to_clips(
     frames: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype = torch.float32
 ) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models import count_parameters
+from models import PRETRAINING, count_parameters
 from models.origin import Origin
 from pipeline.errors import UserError
 from pipeline.places import absolute, as_place
@@ -106,9 +106,12 @@ class Trainer:
         elif self.settings.fsdp:
             shard_model(self.model, self.compute)
         self.optimizer = make_optimizer(
-            self.model, self.recipe.lr, self.recipe.weight_decay, self.recipe.layer_decay
+            self.model, self.recipe.lr, self.recipe.weight_decay, self.recipe.layer_decay, self.recipe.beta2
         )
-        self.components = [*carried(self.settings, self.model, self.objective.best_by), *self._scalars]
+        shown = self.val_index or self.train_index
+        own = self.objective.components(self.out, partial(self._stream, shown))
+        general = carried(self.settings, self.model, self.objective.best_by)
+        self.components = [*general, *own, *self._scalars]
         self.step = Stepper(self.model, self.objective, self.optimizer, self.steps_per_epoch)
 
     def start(self) -> None:
@@ -121,7 +124,8 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             about = {**self._description(), "started_from": started_from}
             checkpoint.write_json(self.out / checkpoint.RUN, about)
-            checkpoint.write_text(self.out / CONFIG, config_text(about["settings"]))
+            if self.settings.model not in PRETRAINING:  # it is for `train run`
+                checkpoint.write_text(self.out / CONFIG, config_text(about["settings"]))
         if started_from:  # so that going on never needs that file again
             self._save_checkpoint()
 
@@ -130,7 +134,7 @@ class Trainer:
         about = checkpoint.read_run(self.out)
         if about["shards_digest"] != summarize(self.shard_set)["digest"]:
             raise UserError(f"{self.out}: the shard set {self.settings.shards} has changed since; start a new run")
-        self.objective.mean, self.objective.std = tuple(about["mean"]), tuple(about["std"])
+        self.objective.normalise_by(tuple(about["mean"]), tuple(about["std"]))
         path = self.out / checkpoint.CHECKPOINT
         if path.exists():
             self._equip()

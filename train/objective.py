@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.family import Family
 from pipeline.shards.index import ShardSet, SplitIndex
+from train.component import Component
 from train.compute import Compute, fill_model
 from train.inputs import IMAGENET_MEAN, IMAGENET_STD
 from train.run_settings import RunSettings
@@ -66,13 +67,17 @@ class Objective(ABC):
         if self.settings.weights is None:
             return None
         loaded = fill_model(Path(self.settings.weights), model, self.settings.model)
-        self.mean, self.std = loaded.mean, loaded.std
+        self.normalise_by(loaded.mean, loaded.std)
         self.say(f"{self.settings.weights}: {loaded.format}, {len(loaded.matched)} tensors loaded")
         for what, names in (("left as they were made", loaded.missing), ("not used", loaded.unexpected)):
             if names:
                 self.say(f"  {what}: {', '.join(names)}")
         lists = {"missing": list(loaded.missing), "unexpected": list(loaded.unexpected)}
         return {"file": self.settings.weights, "format": loaded.format, "matched": len(loaded.matched), **lists}
+
+    def normalise_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Take these constants from now on; the model is built."""
+        self.mean, self.std = mean, std
 
     @abstractmethod
     def draw(self, count: int, size: tuple[int, int], rng: np.random.Generator) -> Drawn:
@@ -98,3 +103,8 @@ class Objective(ABC):
     @abstractmethod
     def close(self, model: nn.Module, stream: ClipStream | None) -> dict[str, Any]:
         """What `metrics.json` says of the best weights, besides how they came to be. `stream`: see `validate`."""
+
+    def components(self, out: Path, open_stream: Callable[[], ClipStream]) -> list[Component]:  # noqa: ARG002
+        """What the objective brings to the run in the folder `out`. The stream reads what is judged on, or else
+        what is trained on."""
+        return []

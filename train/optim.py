@@ -10,7 +10,9 @@ from models.family import Family
 FUSED = ("cpu", "cuda")  # where AdamW is one kernel for each parameter rather than one for each term of it
 
 
-def make_optimizer(model: Family, lr: float, weight_decay: float, layer_decay: float = 1.0) -> torch.optim.AdamW:
+def make_optimizer(
+    model: Family, lr: float, weight_decay: float, layer_decay: float = 1.0, beta2: float = 0.999
+) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) in groups that the model's stages and `undecayed` make.
 
     Each group's `lr_scale` is layer_decay^(stages after its own) (Clark et al. 2020, arXiv 2003.10555), which
@@ -32,7 +34,7 @@ def make_optimizer(model: Family, lr: float, weight_decay: float, layer_decay: f
         for (scale, decay), parameters in groups.items()
     ]
     fused = all(p.device.type in FUSED for p in model.parameters())
-    return torch.optim.AdamW(rows, lr=lr, fused=fused)
+    return torch.optim.AdamW(rows, lr=lr, betas=(0.9, beta2), fused=fused)
 
 
 def _check_stages(model: Family, found: list[nn.Parameter]) -> None:

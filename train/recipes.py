@@ -57,8 +57,9 @@ class TrainRecipe(Augment):
     """Settings of one training run; every one can be given as a flag of `train run`.
 
     `lr` is the peak, reached after `warmup` epochs and followed by a cosine to zero; `layer_decay` is the rate of
-    each stage of the network over that of the one after it; a batch goes through the model in `accumulate` parts;
-    `input` is what of a clip the model is shown (`train.inputs.INPUTS`).
+    each stage of the network over that of the one after it; `beta2` is AdamW's decay of the mean of squares;
+    a batch goes through the model in `accumulate` parts; `input` is what of a clip the model is shown
+    (`train.inputs.INPUTS`).
 
     `sampling`, `stride`: which frames make a clip, see `train.clips.Sampling`. `repeats`: clips of each sample in
     a batch. `balanced`: classes are drawn equally often. `class_weights`: what a clip counts in the loss, see
@@ -83,6 +84,7 @@ class TrainRecipe(Augment):
     accumulate: int = 1
     layer_decay: float = 1.0
     dropout: float = 0.0
+    beta2: float = 0.999
     sampling: str = "window"
     stride: int = 1
     repeats: int = 1
@@ -109,6 +111,35 @@ class TrainRecipe(Augment):
             raise ValueError(f"--freeze-epochs {self.freeze_epochs}: there are only {self.epochs} epochs")
 
 
+@dataclass(frozen=True)
+class PretrainRecipe(TrainRecipe):
+    """Settings of one masked pre-training; every one that has to do with it can be given as a flag of
+    `train pretrain`.
+
+    A mirrored clip is another one, not the same: what is painted is mirrored with it. So nothing is learnt
+    about direction from `flip`, and data are doubled. mask_ratio: the share of a frame's patches that is hidden.
+    pictures_every: epochs from one picture of reconstructions to the next; 0: none.
+    """
+
+    crop: float = 0.44  # the smallest of VideoMAE's crops, two thirds of a side
+    ratio: float = 1.15
+    brightness: float = 0.0
+    contrast: float = 0.0
+    epochs: int = 200
+    batch_size: int = 64
+    lr: float = 3e-4
+    warmup: float = 10.0
+    label_smoothing: float = 0.0
+    beta2: float = 0.95
+    mask_ratio: float = 0.75
+    pictures_every: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio {self.mask_ratio}: must lie between 0 and 1")
+
+
 # What trains otherwise than by the defaults.
 OWN = {
     # Fine-tuning: without --weights, transformers need more videos than most people have.
@@ -116,3 +147,6 @@ OWN = {
     "videomae": TrainRecipe(epochs=30, lr=5e-4 * 16 / 256, warmup=5.0, layer_decay=0.7, dropout=0.5),
 }
 RECIPES = {family: OWN.get(family, TrainRecipe()) for family in MODELS}
+
+# Pre-training: the family that it starts -> its recipe. The network is called <family>_pretraining.
+PRETRAIN_RECIPES = {"videomae": PretrainRecipe()}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models import PRETRAINING
 from models.family import Family
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
@@ -49,6 +50,7 @@ class Trained:
 def load_trained(run: Path, weights: str, compute: Compute) -> Trained:
     """The run with its weights (`best` or `last`), on the device and in evaluation mode. Raises `UserError`."""
     about = read_run(run)
+    refuse_pretraining(run, about)
     settings = about["settings"]
     for name, where in (("frames", settings), ("frames_recipe", about)):
         if name not in where:
@@ -85,3 +87,11 @@ def load_trained(run: Path, weights: str, compute: Compute) -> Trained:
         kind=kind,
         about=about,
     )
+
+
+def refuse_pretraining(run: Path, about: Mapping[str, Any]) -> None:
+    """Raises `UserError` where the run's model knows no labels."""
+    if about["model"] in PRETRAINING:
+        family = about["model"].removesuffix("_pretraining")
+        way = f"`train run --model {family} --weights {run}`"
+        raise UserError(f"{run}: learnt without labels; make a classifier of it with {way}")

@@ -1,11 +1,11 @@
 """A shard set in its folder: what stands in it, how a shard is committed, how leftovers are swept.
 
 A shard and its sidecar are the unit of commit: made aside, put in place, sidecar last. There is no central
-mutable file, so any number of builders may fill one set.
+mutable file, so any number of builders may fill one set; builders.py is how they share the work.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.recipe import RECIPE_FILE, Recipe, read_recipe, recipe_text
 from pipeline.report import Report, no_report
 from pipeline.shards import FORMATS, get_format
+from pipeline.shards.builders import BUILDERS
 from pipeline.shards.folder import TEMPORARY, Folder, ask_each
 from pipeline.shards.sidecar import SHARD, Broken, Sample, Sidecar, parse_sidecar
 
@@ -34,16 +35,25 @@ class Reuse:
 
 @dataclass
 class Standing:
-    """What a set holds already: its whole shards by name, and where the frames of each source's bytes are."""
+    """What a set holds already: its whole shards by name, and where the frames of each source's bytes are.
+
+    `forgotten`: SHA-256 of shards that stand, and are to be made again all the same.
+    """
 
     shards: dict[str, Sidecar] = field(default_factory=dict)
     frames: dict[str, list[Reuse]] = field(default_factory=dict)
     rejected: dict[str, Broken] = field(default_factory=dict)
     damaged: dict[str, Broken] = field(default_factory=dict)
+    forgotten: dict[str, str] = field(default_factory=dict)
+
+    def stood(self, name: str) -> str | None:
+        """SHA-256 of the shard that stands under that name."""
+        return self.shards[name].sha256 if name in self.shards else self.forgotten.get(name)
 
     def forget_rejected(self) -> None:
         """So that rejected videos are tried again: their shards are no longer as they should be."""
         self.rejected.clear()
+        self.forgotten = {name: sidecar.sha256 for name, sidecar in self.shards.items() if sidecar.rejected}
         self.shards = {name: sidecar for name, sidecar in self.shards.items() if not sidecar.rejected}
 
     def learn(self, file: str, sidecar: Sidecar) -> None:
@@ -57,31 +67,37 @@ class Standing:
             known.update({broken.source: broken for broken in found if broken.source})
 
 
-def open_set(folder: Folder, recipe: Recipe, *, overwrite: bool = False) -> None:
-    """Make the folder a set of this recipe, or check that it is one.
+def check_set(folder: Folder, recipe: Recipe, *, overwrite: bool = False) -> bool:
+    """Whether a set stands there already. Makes and removes nothing.
 
-    `overwrite` removes a set that stands there (its own files, nothing else). Raises `UserError` for a set
-    of another recipe, and for a folder that holds something else.
+    Raises `UserError` for a set of another recipe (unless `overwrite`), and for a folder that holds something
+    else.
     """
     if RECIPE_FILE not in folder.names():
         _refuse_other_files(folder)
-    elif overwrite:
+        return False
+    if not overwrite:
+        _refuse_another_recipe(folder, recipe)
+    return True
+
+
+def open_set(folder: Folder, recipe: Recipe, *, overwrite: bool = False) -> None:
+    """Make the folder a set of this recipe, or check that it is one.
+
+    `overwrite` removes a set that stands there (its own files, nothing else). Raises `UserError` as `check_set`.
+    """
+    if check_set(folder, recipe, overwrite=overwrite) and overwrite:
         _remove_set(folder)
-    folder.write_first(RECIPE_FILE, recipe_text(recipe))
+    folder.create(RECIPE_FILE, recipe_text(recipe))
     _refuse_another_recipe(folder, recipe)
     for name, text in get_format(recipe.format).around(recipe).items():
-        folder.write_first(name, text)
+        folder.create(name, text)
 
 
 def look_at_set(folder: Folder, recipe: Recipe, *, overwrite: bool = False) -> Standing:
     """What `open_set` and `scan` would find, without making or removing anything. Raises `UserError`."""
-    if RECIPE_FILE not in folder.names():
-        _refuse_other_files(folder)
-        return Standing()
-    if overwrite:
-        return Standing()
-    _refuse_another_recipe(folder, recipe)
-    return scan(folder, recipe)
+    stands = check_set(folder, recipe, overwrite=overwrite)
+    return scan(folder, recipe) if stands and not overwrite else Standing()
 
 
 def _refuse_another_recipe(folder: Folder, recipe: Recipe) -> None:
@@ -97,7 +113,7 @@ def _refuse_other_files(folder: Folder) -> None:
     if Path(str(folder)).is_file():
         raise UserError(f"{folder}: is a file; a set wants a folder")
     # What another builder of the same set has just made is none of them.
-    ours = {RECIPE_FILE, STALE, BUILDING, *_tops()}
+    ours = {RECIPE_FILE, STALE, BUILDING, BUILDERS, *_tops()}
     others = [
         name
         for name in folder.names()
@@ -154,6 +170,21 @@ def sidecars(folder: Folder, recipe: Recipe, under: str = "") -> Iterator[Sideca
         yield sidecar
 
 
+def standing_shard(folder: Folder, recipe: Recipe, name: str) -> Sidecar | None:
+    """The sidecar of the shard `name` (`train-000003`), where it stands now and is whole."""
+    try:
+        sidecar = parse_sidecar(folder.read(name + SIDECAR), name)
+    except (OSError, UserError, UnicodeDecodeError):
+        return None
+    is_ours = sidecar.fingerprint == recipe.fingerprint and sidecar_name(sidecar) == name
+    return sidecar if is_ours and is_whole(folder, sidecar.shard, sidecar) else None
+
+
+def all_there(folder: Folder, names: Collection[str]) -> bool:
+    """Whether each of these shards has its sidecar by now."""
+    return {name + SIDECAR for name in names} <= set(folder.names())
+
+
 def shard_name(split: str, bucket: int) -> str:
     """`train-000003`: the stem of a shard and its sidecar."""
     return f"{split}-{bucket:06d}"
@@ -174,9 +205,15 @@ def commit(folder: Folder, made: Path, sidecar: Sidecar, report: Report = no_rep
 
 
 def snapshot(folder: Folder, sidecar: Sidecar) -> str:
-    """Keep the shard's bytes reachable while it is rewritten; returns the shard to copy from."""
+    """Keep the shard's bytes reachable while it is rewritten; returns the shard to copy from.
+
+    That is not there if another builder rewrites it already, and had no need of it.
+    """
     stale = _stale(sidecar)
-    folder.keep(sidecar.shard, stale)
+    try:
+        folder.keep(sidecar.shard, stale)
+    except FileNotFoundError:
+        return stale
     folder.write(f"{STALE}/{sidecar.sha256}{SIDECAR}", sidecar.text())
     return stale
 
@@ -193,14 +230,24 @@ def begin(folder: Folder) -> set[str]:
     return {name for name in found if OWN_SIDECAR.fullmatch(name) or SHARD.fullmatch(name)}
 
 
-def end(folder: Folder, before: set[str], names: set[str]) -> None:
-    """Remove what stood in the set before the build and is no part of it now, and the mark.
+def end(folder: Folder, before: set[str], names: Collection[str]) -> None:
+    """The set is whole, and nobody else builds it."""
+    drop(folder, before, names)
+    unmark(folder)
+
+
+def drop(folder: Folder, before: set[str], names: Collection[str]) -> None:
+    """Remove what stood in the set before the build and is no part of it now.
 
     Nothing that another builder has added meanwhile is touched. A sidecar goes before its shard.
     """
     for name in sorted(before, key=lambda name: not name.endswith(SIDECAR)):
         if Path(name).stem not in names:
             folder.remove(name)
+
+
+def unmark(folder: Folder) -> None:
+    """The set is whole: readers may have it, and nobody copies from its old shards any longer."""
     folder.remove(STALE)
     folder.remove(BUILDING)
 

@@ -1,10 +1,11 @@
 """What a shard set needs of the place that it stands in, and the folder of a local disk. A bucket: remote.py."""
 
+import errno
 import hashlib
 import os
 import secrets
 import shutil
-import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
+from pipeline.machine import is_gone, machine
 from pipeline.places import is_url
 from pipeline.report import Report, no_report
 
@@ -26,7 +28,8 @@ class Folder(Protocol):
     at_once: int  # how many questions at a time it answers faster than one after the other
 
     def names(self, under: str = "") -> list[str]:
-        """What stands directly below `under`, sorted; nothing where that is missing."""
+        """What stands directly below `under`, sorted; nothing where that is missing. A hidden folder is looked at
+        afresh each time: in it builders talk to each other."""
         ...
 
     def folders(self, under: str = "") -> list[str]:
@@ -50,8 +53,11 @@ class Folder(Protocol):
         """A text file, whole or not at all, also after a power cut."""
         ...
 
-    def write_first(self, name: str, text: str) -> None:
-        """Likewise, unless it is there: of several builders one comes first."""
+    def create(self, name: str, text: str) -> bool:
+        """Likewise, but only where nothing is: of many who try at once one succeeds, and is told so.
+
+        Where a place cannot promise that, more than one may be told so.
+        """
         ...
 
     def making(self, name: str) -> AbstractContextManager[Path]:
@@ -180,19 +186,31 @@ class LocalFolder:
         os.replace(self._flushed(name, text), self.root / name)
         self._flush()
 
-    def write_first(self, name: str, text: str) -> None:
-        """See `Folder.write_first`."""
+    def create(self, name: str, text: str) -> bool:
+        """See `Folder.create`: a hard link, which shows the whole text or nothing, also over NFS."""
         made = self._flushed(name, text)
         try:
             os.link(made, self.root / name)
         except FileExistsError:
-            return
+            return made.stat().st_nlink == 2  # over NFS a link may be made, and its answer lost
+        except FileNotFoundError:  # who left last has removed the folder
+            return self.create(name, text)
         except OSError:  # a file system without hard links
-            if not (self.root / name).exists():
-                os.replace(made, self.root / name)
+            return self._create_empty(name, text)
         finally:
             made.unlink(missing_ok=True)
-        self._flush()
+        if not _is_hidden(name):
+            self._flush()
+        return True
+
+    def _create_empty(self, name: str, text: str) -> bool:
+        """Likewise, though somebody may see the file before its text."""
+        try:
+            with (self.root / name).open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            return False
+        return True
 
     @contextmanager
     def making(self, name: str) -> Iterator[Path]:
@@ -206,14 +224,20 @@ class LocalFolder:
     def put(self, made: Path, name: str, report: Report = no_report) -> None:  # noqa: ARG002
         """See `Folder.put`."""
         place = self.root / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if made.is_dir():
+        self._make_parents(place)
+        self._open_up(made)
+        while made.is_dir():
             with self.making(name) as old:  # a folder cannot be renamed onto a folder
                 with suppress(FileNotFoundError):
                     os.rename(place, old)
-                os.rename(made, place)
-        else:
-            os.replace(made, place)
+                try:
+                    os.rename(made, place)
+                    return
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    # another builder has put the same shard there at this very moment
+        os.replace(made, place)
 
     def keep(self, name: str, other: str) -> None:
         """See `Folder.keep`: hard links."""
@@ -257,16 +281,34 @@ class LocalFolder:
 
     def _temporary(self, name: str) -> Path:
         self.root.mkdir(parents=True, exist_ok=True)
-        owner = f"{os.getpid()}-{secrets.token_hex(4)}-{socket.gethostname()}"
+        owner = f"{os.getpid()}-{secrets.token_hex(4)}-{machine()}"
         return self.root / f"{TEMPORARY}{owner}@{Path(name).name}"
 
+    def _make_parents(self, place: Path) -> None:
+        """The folders between the root and the file. They get the root's permissions, as all files do: who may
+        write there shares the set, whatever the umask of the one who came first."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        above = [folder for folder in place.parents if self.root in folder.parents]
+        for folder in reversed(above):
+            with suppress(FileExistsError):
+                folder.mkdir()
+                self._open_up(folder)
+
+    def _open_up(self, made: Path) -> None:
+        mode = stat.S_IMODE(self.root.stat().st_mode)
+        with suppress(OSError):  # a file system without permissions
+            for path in [made, *made.rglob("*")] if made.is_dir() else [made]:
+                path.chmod(mode if path.is_dir() else mode & 0o666)
+
     def _flushed(self, name: str, text: str) -> Path:
-        (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+        self._make_parents(self.root / name)
         made = self._temporary(name)
         with made.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if not _is_hidden(name):
+                os.fsync(file.fileno())
+        self._open_up(made)
         return made
 
     def _flush(self) -> None:
@@ -285,19 +327,16 @@ def remove_path(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _is_hidden(name: str) -> bool:
+    """What builders tell each other need not outlive a power cut, as they do not."""
+    return name.startswith(".")
+
+
 def _is_abandoned(path: Path) -> bool:
     pid, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
-    host = rest.partition("-")[2].partition("@")[0]
-    if host == socket.gethostname() and pid.isdigit() and not _is_alive(int(pid)):
+    owner = rest.partition("-")[2].partition("@")[0]
+    if pid.isdigit() and is_gone(owner, int(pid)):
         return True
-    return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    # A folder's own time stands still while its files grow.
+    newest = max(inside.stat().st_mtime for inside in [path, *path.rglob("*")])
+    return time.time() - newest > ABANDONED_SECONDS

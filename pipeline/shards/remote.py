@@ -4,6 +4,7 @@ Object stores put a file whole or not at all, and need no renaming; elsewhere (s
 another name and moved. An HTTP server is read only, and has to list its folders (nginx: `autoindex on`).
 """
 
+import errno
 import re
 import secrets
 import tempfile
@@ -63,7 +64,9 @@ class RemoteFolder:
             found: dict[str, dict[str, Any]] = self._system.find(self._path(name), detail=True)
         except FileNotFoundError:
             return {}
-        return {path[len(self._root) + 1 :]: int(about["size"] or 0) for path, about in found.items()}
+        # A folder that somebody makes between two requests of one listing is listed as if it were a file.
+        files = {path: about for path, about in found.items() if about.get("type") != "directory"}
+        return {path[len(self._root) + 1 :]: int(about["size"] or 0) for path, about in files.items()}
 
     def _linked(self) -> list[str]:
         """Every file that an HTTP server lists, folder by folder."""
@@ -108,7 +111,9 @@ class RemoteFolder:
     def names(self, under: str = "") -> list[str]:
         """See `Folder.names`."""
         prefix = f"{under}/" if under else ""
-        below = (path[len(prefix) :] for path in self._sizes if path.startswith(prefix))
+        hidden = under.startswith(".") and not self._is(HTTP)
+        below = (path[len(prefix) :] for path in (self._find(under) if hidden else self._sizes)
+                 if path.startswith(prefix))  # fmt: skip
         return sorted({rest.partition("/")[0] for rest in below})
 
     def folders(self, under: str = "") -> list[str]:
@@ -173,10 +178,24 @@ class RemoteFolder:
                 self._system.mv(made, place)
         self._changed()
 
-    def write_first(self, name: str, text: str) -> None:
-        """See `Folder.write_first`; between two builders of the same moment the later one wins."""
-        if not self._system.exists(self._path(name)):
-            self.write(name, text)
+    def create(self, name: str, text: str) -> bool:
+        """See `Folder.create`: a conditional request (S3: `If-None-Match`). Over sftp and the like, and on stores
+        that know no conditions, two of the same moment may both be told that they succeeded."""
+        place, data = self._path(name), text.encode()
+        with reached(self.url):
+            self._make_parents(place)
+            try:
+                self._system.pipe_file(place, data, mode="create")
+            except FileExistsError:
+                return False
+            except (OSError, NotImplementedError) as error:
+                if self._system.exists(place) or getattr(error, "errno", None) == errno.EBUSY:
+                    return False  # some stores do not say why they refuse; busy: another creates it right now
+                if not isinstance(error, NotImplementedError) and error.errno != errno.ENOSYS:
+                    raise
+                self._system.pipe_file(place, data)
+        self._changed()
+        return True
 
     @contextmanager
     def making(self, name: str) -> Iterator[Path]:
