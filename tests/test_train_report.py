@@ -10,6 +10,7 @@ from browser import Page, browsing
 from click.testing import CliRunner, Result
 from conftest import assert_one_clear_line, build, write_video
 
+from pipeline.recipe import Recipe
 from train.chart import Line, Panel, draw_inside
 from train.cli import main
 from train.report import calibration, log_panels
@@ -28,7 +29,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(16):
         label, split = (HOSTILE, "calm")[number % 2], ("train", "val")[number % 4 > 1]
         write_video(root / "videos" / split / label / f"{number}.mp4", frames=30 + 12 * number, salt=5 * number)
-    build(root / "videos", root / "set")
+    build(root / "videos", root / "set", recipe=Recipe(width=48, height=48))
     result = train("run", *QUICK, "--shards", root / "set", "--out", root / "run")
     assert result.exit_code == 0, result.output
     return root / "run"
