@@ -52,7 +52,7 @@ def test_panels_are_drawn_of_what_the_log_has() -> None:
     log = [{"epoch": 1, "loss": 0.7, "data_wait": 0.0}, {"epoch": 2, "loss": 250.0, "data_wait": 0.0}]
     panels = log_panels(log)
     assert [panel.title for panel in panels] == ["Loss", "Waiting for data, % of the time"]
-    assert all(draw_inside(panel).count("class=\"grid\"") < 20 for panel in panels)
+    assert all(draw_inside(panel).count('class="grid"') < 20 for panel in panels)
     assert log_panels([]) == []
 
 
