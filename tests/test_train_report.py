@@ -44,7 +44,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 def test_what_is_as_sure_as_right_is_calibrated() -> None:
     labels = np.array([0] * 8 + [1] * 2)
     points, error = calibration(np.tile([0.8, 0.2], (10, 1)), labels)
-    assert points == [(pytest.approx(0.8), 0.8)] and error == pytest.approx(0)
+    assert points == pytest.approx(np.array([(0.8, 0.8)])) and error == pytest.approx(0)
     assert calibration(np.tile([0.95, 0.05], (10, 1)), labels)[1] == pytest.approx(0.15)
 
 

@@ -78,8 +78,11 @@ def write_plot(file: Path, found: dict[str, Any]) -> None:
 def accuracy_panel(found: dict[str, Any], name: str, title: str, unit: str = "") -> Panel:
     """Accuracy over what each row has under `name`."""
     rows = [row for row in found["rows"] if "failed" not in row]
-    points = [Point(row["model"], row[name], row["accuracy"], *row["accuracy_interval"]) for row in rows]
-    sizes = [row[name] for row in rows] or [1, 10]
+    sizes = [max(row[name], 0.01) for row in rows] or [1, 10]  # a tiny model's GFLOPs are rounded to 0
+    points = [
+        Point(row["model"], size, row["accuracy"], *row["accuracy_interval"])
+        for row, size in zip(rows, sizes, strict=False)
+    ]
     low = min([0.5, *(point.low for point in points)])
     return Panel(
         title, unit or name, "accuracy, with its 95 % interval", points=points, log_x=True,

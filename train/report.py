@@ -106,8 +106,8 @@ def log_panels(log: Sequence[Mapping[str, Any]]) -> list[Panel]:
                 lines.append(Line(legend, points, number, dots=len(points) <= DOTS))
         if lines:
             high = 1.0 if title == "Accuracy" else max(y for line in lines for _, y in line.points) * 1.25
-            sides = {"x_range": (min(1, last - 1), last), "y_range": (0, high or 1)}
-            panels.append(Panel(title, "epoch", "", lines, legend_above=title == "Loss", **sides))
+            across, up = (float(min(1, last - 1)), float(last)), (0.0, float(high or 1))
+            panels.append(Panel(title, "epoch", "", lines, (), across, up, legend_above=title == "Loss"))
     return panels
 
 
