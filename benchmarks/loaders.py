@@ -4,10 +4,11 @@
     python benchmarks/loaders.py read NAME FOLDER WORKERS    # answers every line on stdin with one epoch
 
 Runs in two virtual environments, so each loader imports its own library. All give the same clips, uint8
-[B, 16, H, W, 3] (litdata's JPEGs [B, 16, 3, H, W]) in shuffled batches of 32. Compressed peers get the same bytes
-as ours and decode them as their documentation shows: litdata by zstd a sample, and torchvision; WebDataset by
-`decode("rgb8")`, which is Pillow, and for zstd, which it does not know, by the package zstandard; MDS by Pillow.
-zstd in MDS is for the way to the machine: shards are unpacked once and then read raw, so that row is `mosaic`.
+[B, 16, H, W, 3] (litdata's JPEGs [B, 16, 3, H, W]) in shuffled batches of 32. Compressed peers get the same frames
+as ours and decode them as their documentation shows: litdata by torchvision, and for zstd by pyarrow, a batch of
+samples at once, which is its default and far faster than a sample at a time; WebDataset by `decode("rgb8")`, which
+is Pillow, and for zstd, which it does not know, by the package zstandard; MDS by Pillow. zstd in MDS is for the
+way to the machine: shards are unpacked once and then read raw, so that row is `mosaic`.
 """
 
 import json
@@ -83,7 +84,7 @@ def read_limit(folder: Path, workers: int) -> Epoch:  # noqa: ARG001
 
 
 def read_ours(folder: Path, workers: int) -> Epoch:
-    """`ClipStream`; `workers` threads decode, where there is something to decode."""
+    """`ClipStream`; `workers` threads copy or decode."""
     from train.stream import ClipStream
 
     stream = ClipStream.open(folder, frames_per_clip=FRAMES, batch_size=BATCH, threads=max(1, workers))
@@ -142,7 +143,7 @@ def write_litdata(folder: Path, out: Path, *, zstd: bool = False, jpeg: bool = F
     """Chunks of 64 MB."""
     import litdata
 
-    options = {"compression": "zstd:1", "compression_level": "sample"} if zstd else {}
+    options = {"compression": "zstd:1"} if zstd else {}
     places = list(range(len(clips_of(folder))))
     litdata.optimize(LitItem(folder, jpeg), places, str(out), chunk_bytes="64MB", num_workers=1, **options)
 

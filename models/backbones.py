@@ -1,22 +1,15 @@
-"""Networks for single pictures, shared by the 2D families: ResNet and VGG without their classifiers, averaged
-over the picture. Parameter names are torchvision's, so that its checkpoints fit: conv1, layer1.0.conv1, …"""
+"""Networks for single pictures, shared by the 2D families: ResNet, VGG and EfficientNet-Lite without their
+classifiers, averaged over the picture. Parameter names of the first two are torchvision's, so that its checkpoints
+fit: conv1, layer1.0.conv1, …"""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-
-class Backbone(nn.Module):
-    """[B, C, H, W] → features [B, width]."""
-
-    width: ClassVar[int]
-    stem: ClassVar[str]  # the parameter that meets the pixels
-
-    def stages(self) -> list[nn.Module]:
-        """The network from input to output, each parameter in exactly one stage."""
-        raise NotImplementedError
+from models.backbone import Backbone
+from models.efficientnet import EfficientNetLite0
 
 
 class BasicBlock(nn.Module):
@@ -77,16 +70,18 @@ class ResNet(Backbone):
     stem = "conv1.weight"
     block: ClassVar[type[BasicBlock | Bottleneck]]
     depths: ClassVar[tuple[int, int, int, int]]
+    channels: ClassVar[int] = 64  # after the first convolution; twice as many from layer to layer
 
     def __init__(self, in_channels: int = 3) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        first, expansion = self.channels, self.block.expansion
+        self.conv1 = nn.Conv2d(in_channels, first, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = self._layer(64, 64, self.depths[0], stride=1)
-        self.layer2 = self._layer(64 * self.block.expansion, 128, self.depths[1], stride=2)
-        self.layer3 = self._layer(128 * self.block.expansion, 256, self.depths[2], stride=2)
-        self.layer4 = self._layer(256 * self.block.expansion, 512, self.depths[3], stride=2)
+        self.layer1 = self._layer(first, first, self.depths[0], stride=1)
+        self.layer2 = self._layer(first * expansion, 2 * first, self.depths[1], stride=2)
+        self.layer3 = self._layer(2 * first * expansion, 4 * first, self.depths[2], stride=2)
+        self.layer4 = self._layer(4 * first * expansion, 8 * first, self.depths[3], stride=2)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -111,6 +106,18 @@ class ResNet18(ResNet):
     """11,176,512 parameters with 3 input channels."""
 
     width, block, depths = 512, BasicBlock, (2, 2, 2, 2)
+
+
+class ResNet18Half(ResNet18):
+    """Half as wide, for few videos: 2,798,880 parameters with 3 input channels."""
+
+    width, channels = 256, 32
+
+
+class ResNet18Quarter(ResNet18):
+    """A quarter as wide: 702,096 parameters with 3 input channels."""
+
+    width, channels = 128, 16
 
 
 class ResNet34(ResNet):
@@ -176,27 +183,37 @@ class VGG16(VGG):
     depths = (2, 2, 3, 3, 3)
 
 
-BACKBONES: dict[str, type[ResNet] | type[VGG]] = {
+BACKBONES: dict[str, Callable[[int], Backbone]] = {
     "resnet18": ResNet18,
+    "resnet18_half": ResNet18Half,
+    "resnet18_quarter": ResNet18Quarter,
     "resnet34": ResNet34,
     "resnet50": ResNet50,
     "vgg11": VGG11,
     "vgg16": VGG16,
+    "efficientnet_lite0": EfficientNetLite0,
 }
 
 
-def find_backbone(names: Iterable[str]) -> str | None:
-    """The row of BACKBONES that is behind the names of a whole model, below `trunk.`; None where none is."""
-    weights = {name for name in names if name.startswith("trunk.") and name.endswith(".weight")}
-    with torch.device("meta"):
-        owns = {row: backbone().state_dict() for row, backbone in BACKBONES.items()}
-    for row, own in owns.items():
-        if weights == {f"trunk.{name}" for name in own if name.endswith(".weight")}:
+def find_backbone(state: Mapping[str, Tensor]) -> str | None:
+    """The row of BACKBONES that a whole model's tensors below `trunk.` are of, with any number of input channels;
+    None where none is."""
+    trunk = {name.removeprefix("trunk."): t for name, t in state.items() if name.startswith("trunk.")}
+    for row, backbone in BACKBONES.items():
+        with torch.device("meta"):
+            own = backbone(3)
+        if _shapes(trunk, own.stem) == _shapes(own.state_dict(), own.stem):
             return row
     return None
 
 
-def get_backbone(name: str, in_channels: int = 3) -> ResNet | VGG:
+def _shapes(state: Mapping[str, Tensor], stem: str) -> dict[str, torch.Size]:
+    """The shapes of the weights by name, that of the first without its channels of input."""
+    shapes = {name: tensor.shape for name, tensor in state.items() if name.endswith(".weight")}
+    return {name: shape[:1] + shape[2:] if name == stem else shape for name, shape in shapes.items()}
+
+
+def get_backbone(name: str, in_channels: int = 3) -> Backbone:
     """A backbone with fresh weights. Raises `ValueError` for a name that is not in BACKBONES."""
     if name not in BACKBONES:
         raise ValueError(f"no backbone is called {name!r}; there are {', '.join(BACKBONES)}")

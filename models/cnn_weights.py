@@ -8,12 +8,19 @@ from models.formats import Format
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KINETICS_MEAN, KINETICS_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # as TensorFlow trained them
 PICTURE_FAMILIES = ("single_frame", "late_fusion", "early_fusion", "cnn_lstm", "cnn_mamba")
 
 
 def _to_trunk(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Below `trunk.`; their classifier (`fc`, `classifier`) keeps its name, and so finds no place."""
     return {k if k.startswith(("fc.", "classifier.")) else f"trunk.{k}": v for k, v in state.items()}
+
+
+def _to_lite(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the underscores that they all begin with; `_fc` is their classifier."""
+    plain = {re.sub(r"(^|\.)_", r"\1", name): tensor for name, tensor in state.items()}
+    return _to_trunk(plain)
 
 
 def _to_layers(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -45,6 +52,14 @@ CNN_FORMATS: tuple[Format, ...] = (
         families=PICTURE_FAMILIES,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+    ),
+    Format(
+        name="efficientnet-lite-pytorch",
+        recognises=lambda keys: {"_conv_stem.weight", "_blocks.1._expand_conv.weight"} <= keys,
+        convert=_to_lite,
+        families=PICTURE_FAMILIES,
+        mean=LITE_MEAN,
+        std=LITE_STD,
     ),
     Format(
         name="torchvision S3D",

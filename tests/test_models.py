@@ -230,6 +230,9 @@ def test_backbones_have_torchvisions_size_and_names() -> None:
         "resnet50": 25_557_032 - 2_049_000,
         "vgg11": 132_868_840 - 123_642_856,
         "vgg16": 138_365_992 - 123_642_856,
+        "resnet18_half": 2_798_880,  # ours: fewer channels everywhere
+        "resnet18_quarter": 702_096,
+        "efficientnet_lite0": 4_652_008 - 1_281_000,  # timm's count of tf_efficientnet_lite0
     }
     names = set(ResNet18().state_dict())
     assert {"conv1.weight", "bn1.running_var", "layer2.0.downsample.1.bias", "layer4.1.conv2.weight"} <= names

@@ -134,7 +134,8 @@ def test_a_model_of_ours_that_was_saved_wrapped_is_known(tmp_path: Path, prefix:
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"), [("resnet34", "resnet18"), ("resnet18", "resnet50"), ("vgg16", "vgg11")]
+    ("given", "wanted"),
+    [("resnet34", "resnet18"), ("resnet18", "resnet50"), ("resnet18_half", "resnet18"), ("vgg16", "vgg11")],
 )
 def test_weights_of_another_backbone_name_the_one_to_choose(tmp_path: Path, given: str, wanted: str) -> None:
     trunk = fresh("single_frame", backbone=given).get_submodule("trunk").state_dict()

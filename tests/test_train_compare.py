@@ -14,10 +14,12 @@ from torch import Tensor, nn
 import models
 from models.family import Family
 from pipeline.errors import WorkFailed
+from pipeline.shards.index import read_set
 from train.chart import Panel, Point, write_svg
 from train.cli import main
 from train.cli_recipe import options_by_family, weights_by_family
 from train.comparison_table import COURSE
+from train.folds import train_and_val
 from train.loop import Trainer
 from train.recipes import RECIPES, TrainRecipe
 
@@ -80,6 +82,35 @@ def test_folds_and_seeds_make_one_row_of_all_videos(small_set: Path, tmp_path: P
     assert found["course"]["accuracy"] == COURSE
     assert "| tiny | 8 |" in table.read_text() and "not ours" in table.read_text()
     assert plot.read_text().startswith("<svg")
+
+
+def test_parameters_are_those_of_the_input_that_is_trained_on(small_set: Path, tmp_path: Path) -> None:
+    result = compare(small_set, tmp_path, "--folds", 2, "--input", "rgb+diff", "--json")
+    assert json.loads(result.stdout)["rows"][0]["parameters"] == 14  # 6 channels × 2 classes, and 2 biases
+
+
+def test_a_run_of_an_older_release_counts_where_what_it_lacks_is_at_its_default(
+    small_set: Path, tmp_path: Path
+) -> None:
+    assert compare(small_set, tmp_path, "--folds", 2).exit_code == 0
+    file = tmp_path / "tiny-fold0of2-seed0" / "run.json"
+    about = json.loads(file.read_text())
+    del about["settings"]["ratio"]
+    file.write_text(json.dumps(about))
+    assert "2 runs, 2 of them done" in compare(small_set, tmp_path, "--folds", 2).stderr
+    refused = compare(small_set, tmp_path, "--folds", 2, "--ratio", 2)
+    assert_one_clear_line(refused, 2, "was trained with ratio 1.0, not 2.0")
+
+
+def test_inner_folds_leave_the_outer_one_alone(small_set: Path, tmp_path: Path) -> None:
+    result = compare(small_set, tmp_path, "--folds", 2, "--within", "0/3")
+    assert result.exit_code == 0 and "of what fold 0/3 trains on: to choose by, no test score" in result.stdout
+    files = [tmp_path / f"tiny-fold0of3-{fold}of2-seed0" / "verdicts.json" for fold in range(2)]
+    chosen_by = [video for file in files for video in json.loads(file.read_text())["videos"]]
+    outer, held_out = train_and_val(read_set(small_set), "0/3")
+    assert held_out is not None and not set(held_out.videos) & set(chosen_by)
+    assert sorted(chosen_by) == sorted(outer.videos)
+    assert_one_clear_line(compare(small_set, tmp_path, "--within", "0/3"), 2, "say into how many folds")
 
 
 def test_a_stopped_comparison_goes_on(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

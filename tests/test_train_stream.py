@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -73,15 +74,27 @@ def test_buffers_are_reused(small_set: Path) -> None:
     assert len(places) <= BUFFERS
 
 
-def test_stopping_early_leaves_no_thread_and_the_stream_usable(small_set: Path) -> None:
+def test_stopping_early_ends_the_filling_and_leaves_the_stream_usable(small_set: Path) -> None:
     before = threading.active_count()
     with stream_of(small_set, batch_size=2) as stream:
         clips = training_clips(stream.index.frames, SIZE, 0, 0)
         batches = stream.batches(clips)
         next(batches)
         batches.close()  # type: ignore[attr-defined]
-        assert threading.active_count() == before
+        assert "clip-stream" not in {thread.name for thread in threading.enumerate()}
         assert len(everything(stream, clips)) == 8
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("damaged", [0, -1])
+def test_damage_reaches_the_caller_whichever_thread_finds_it(small_set: Path, damaged: int) -> None:
+    index = read_set(small_set).split("train")
+    index.samples[damaged] = msgspec.structs.replace(index.samples[damaged], crc32c="00000000")
+    with (
+        ClipStream(index, frames_per_clip=SIZE, batch_size=len(index), threads=3) as stream,
+        pytest.raises(UserError, match=f"frames of {index.samples[damaged].key} are damaged"),
+    ):
+        list(stream.epoch(0))
 
 
 def test_closing_in_the_middle_ends_the_iterator_and_the_thread(small_set: Path) -> None:

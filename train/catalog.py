@@ -19,16 +19,17 @@ def list_models(frames: int, size: tuple[int, int], classes: int) -> list[dict[s
 def describe_model(name: str, frames: int, size: tuple[int, int], classes: int, **options: Any) -> dict[str, Any]:
     """One such row, of a family with these options. Raises `UserError`."""
     width, height = size
+    channels = options.get("in_channels", 3)
     with torch.device("meta"):  # shapes without numbers: nothing is computed
         model = make_model(name, num_classes=classes, num_frames=frames, size=size, **options).eval()
-        clip = torch.zeros(1, frames, 3, height, width)
+        clip = torch.zeros(1, frames, channels, height, width)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(clip)
     return {
         "model": name,
         "parameters": count_parameters(model),
         "gflops": round(counter.get_total_flops() / 1e9, 2),
-        "input": [frames, 3, height, width],
+        "input": [frames, channels, height, width],
         "weights": [*accepted_formats(name), OURS],
         "source": model.source,
         "about": " ".join((type(model).__doc__ or "").partition(":")[0].split()),

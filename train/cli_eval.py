@@ -106,6 +106,7 @@ def _warn_of_leaks(split: str, leaks: dict[str, Any]) -> None:
 @click.option(
     "--folds", type=click.IntRange(2), help="Folds by group of train and val.  [default: train, then val]"
 )
+@click.option("--within", metavar="k/K", help="Only what fold k of K trains on: to choose settings by.")
 @click.option("--seeds", default="0", show_default=True, help="Seeds, with commas between.")
 @click.option("--clips", type=click.IntRange(1), default=5, show_default=True, help="Clips a video, averaged.")
 @click.option("--jobs", type=click.IntRange(1), help="Runs at a time.  [default: one a GPU]")
@@ -126,6 +127,7 @@ def compare(
     out: Path,
     names: str | None,
     folds: int | None,
+    within: str | None,
     seeds: str,
     clips: int,
     jobs: int | None,
@@ -162,7 +164,7 @@ def compare(
         )
         for name in chosen
     ]  # fmt: skip
-    cells = plan_cells(asked, out, folds=folds, seeds=numbers, clips=clips)
+    cells = plan_cells(asked, out, folds=folds, seeds=numbers, clips=clips, within=within)
     jobs = jobs or max(1, len(visible_devices()) if device == "auto" else 1)
     say = partial(click.echo, err=True)
     with progress("clips") as stage:

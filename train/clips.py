@@ -5,6 +5,7 @@ any number of ranks, so a stopped epoch goes on from an integer: how many of its
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ class Sampling:
         if self.kind == "uniform" and self.stride != 1:
             raise ValueError("uniform sampling has no stride: the length of the sample gives it")
 
-    @property
+    @cached_property
     def span(self) -> int:
         """How many frames a window reaches over."""
         return (self.frames - 1) * self.stride + 1
@@ -127,8 +128,8 @@ def clip_frames(length: int, clip: Sampling | int, start: int) -> slice | Ints:
     The course's `uniform_sample`: 16 of 10 frames are 0 1 1 2 2 3 4 4 5 5 6 7 7 8 8 9.
     """
     sampling = as_sampling(clip)
-    if sampling.kind == "window" and length >= sampling.span:
-        return slice(start, start + sampling.span, sampling.stride)
+    if sampling.kind == "window" and length >= (span := sampling.span):
+        return slice(start, start + span, sampling.stride)
     return np.rint(np.linspace(0, length - 1, sampling.frames)).astype(np.int64)
 
 

@@ -31,6 +31,7 @@ from train.checkpoint import METRICS, RUN, read_run, write_json
 from train.compute import choose_compute
 from train.evaluate import evaluate_run, groups_of
 from train.folds import train_and_val
+from train.inputs import INPUTS
 from train.leakage import copies, crossing
 from train.loop import Trainer
 from train.metrics import roc_auc, wilson
@@ -52,7 +53,9 @@ class Cell:
         """Whether it was trained and judged, by as many clips. Raises `UserError` for a run of other settings."""
         if not (self.out / RUN).exists():
             return False
-        before, now = read_run(self.out)["settings"], self.settings.as_dict()
+        # What the release of that run had no setting for was as it is by default.
+        plain = replace(self.settings, recipe=type(self.settings.recipe)()).as_dict()
+        before, now = {**plain, **read_run(self.out)["settings"]}, self.settings.as_dict()
         for name in sorted(now.keys() - {"device"}):
             if before.get(name) != now[name]:
                 raise UserError(
@@ -82,14 +85,25 @@ class Cell:
 
 
 def plan_cells(
-    asked: Sequence[RunSettings], out: Path, *, folds: int | None, seeds: Sequence[int], clips: int
+    asked: Sequence[RunSettings],
+    out: Path,
+    *,
+    folds: int | None,
+    seeds: Sequence[int],
+    clips: int,
+    within: str | None = None,
 ) -> list[Cell]:
-    """Every family with every fold and seed, family by family."""
+    """Every family with every fold and seed, family by family; of what fold `within` trains on, where it is given.
+
+    Raises `UserError` for `within` without `folds`."""
+    if within and folds is None:
+        raise UserError(f"--within {within}: say into how many folds with --folds")
+    outer = f"{within}," if within else ""
     cells = []
     for settings in asked:
-        for fold in [None] if folds is None else [f"{number}/{folds}" for number in range(folds)]:
+        for fold in [None] if folds is None else [f"{outer}{number}/{folds}" for number in range(folds)]:
             for seed in seeds:
-                part = "" if fold is None else f"-fold{fold.replace('/', 'of')}"
+                part = "" if fold is None else f"-fold{fold.replace('/', 'of').replace(',', '-')}"
                 name = f"{settings.model}{part}-seed{seed}"
                 cells.append(Cell(replace(settings, fold=fold, seed=seed), out / name, clips))
     return cells
@@ -113,11 +127,12 @@ def compare(
     digest = summarize(shard_set)["digest"]
     size = shard_set.recipe.width, shard_set.recipe.height
     rows = {
-        cell.settings.model: describe_model(
-            cell.settings.model, cell.settings.recipe.frames, size, len(shard_set.labels), **cell.settings.options
+        asked.model: describe_model(
+            asked.model, asked.recipe.frames, size, len(shard_set.labels),
+            in_channels=INPUTS[asked.recipe.input], **asked.options,
         )
-        for cell in cells
-    }
+        for asked in {cell.settings.model: cell.settings for cell in cells}.values()
+    }  # fmt: skip
     todo = [cell for cell in cells if not cell.is_done()]
     for cell in cells:
         if (cell.out / RUN).exists() and read_run(cell.out)["shards_digest"] != digest:

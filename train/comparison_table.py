@@ -50,6 +50,8 @@ def notes(found: dict[str, Any]) -> list[str]:
     """What the numbers are of, a sentence a line."""
     folds, seeds, leaks = len(found["folds"]), found["seeds"], found["leaks"]
     judged = f"{folds} folds by group, each held out once" if folds else "the split val"
+    outer = found["folds"][0].rpartition(",")[0] if folds else ""
+    judged += f", of what fold {outer} trains on: to choose by, no test score" if outer else ""
     known = next((row for row in found["rows"] if "failed" not in row), None)
     videos = f"{known['videos']} videos of {known['groups']} groups; " if known else ""
     lines = [

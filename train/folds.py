@@ -55,16 +55,21 @@ def parse_fold(text: str) -> tuple[int, int]:
     """`2/5` → (2, 5). Raises `UserError`."""
     first, _, second = text.partition("/")
     if not (first.isdecimal() and second.isdecimal()):
-        raise UserError(f"--fold {text}: must be k/K, from 0/K to K-1/K, such as 0/5")
+        raise UserError(f"--fold {text}: must be k/K, from 0/K to K-1/K, such as 0/5 (or 0/5,1/4)")
     return int(first), int(second)
 
 
 def train_and_val(shard_set: ShardSet, fold: str | None) -> tuple[SplitIndex, SplitIndex | None]:
     """What a run trains on, and what it is judged by after each epoch: the set's splits `train` and `val`, or,
-    with `fold` k/K, both together less fold k, and fold k. Other splits are never touched. Raises `UserError`."""
+    with `fold` k/K, both together less fold k, and fold k. Other splits are never touched.
+
+    `fold` "k/K,j/J" is fold j of J of what fold k of K trains on: an inner fold, to choose settings by, that
+    leaves the outer fold untouched. Raises `UserError`."""
     if fold is None:
         return shard_set.split("train"), shard_set.split("val") if "val" in shard_set.splits else None
-    number, folds = parse_fold(fold)
     shard_set.split("train")
     pool = [sidecar for sidecar in shard_set.sidecars if sidecar.split in ("train", "val")]
-    return split_fold(SplitIndex(shard_set, pool), number, folds)
+    train, held_out = SplitIndex(shard_set, pool), None
+    for number, folds in map(parse_fold, fold.split(",")):
+        train, held_out = split_fold(train, number, folds)
+    return train, held_out

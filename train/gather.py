@@ -2,8 +2,8 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +25,15 @@ class _Shard(NamedTuple):
     frames: dict[int, Frames]
 
 
+Job = tuple[Frames, _Shard, int, int]  # where a clip goes, and its shard, sample and start
+
+
 class Gatherer:
-    """Fills rows with clips of one split. `path` says where a shard stands on this machine."""
+    """Fills rows with clips of one split. `path` says where a shard stands on this machine.
+
+    `threads`: how many copy or decode clips of a batch, the caller's among them; where it is not given, all
+    processors decode, and one thread copies: memory is its limit, a second one gains little and takes a core.
+    """
 
     def __init__(
         self, index: SplitIndex, sampling: Sampling, threads: int | None, path: Callable[[int], Path]
@@ -36,29 +43,33 @@ class Gatherer:
         self._shards: OrderedDict[int, _Shard] = OrderedDict()
         self._chunk = get_codec(index.recipe).chunk
         self._first_use = FirstUse(index.frames, self._chunk)
-        self._pool: ThreadPoolExecutor | None = None
-        if index.recipe.codec != "raw":
-            threads = threads or len(os.sched_getaffinity(0))
-            self._pool = ThreadPoolExecutor(threads, thread_name_prefix="clip-decode")
+        raw = index.recipe.codec == "raw"
+        self._do = self._copy if raw else self._decode
+        self._threads = threads or (1 if raw else len(os.sched_getaffinity(0)))
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="clip-fill")
 
     def fill(self, rows: Sequence[Frames], samples: Ints, starts: Ints) -> None:
         """Copy clip i, from frame `starts[i]` of sample `samples[i]` on, into `rows[i]` [T, H, W, C].
 
         Raises `UserError` where a shard is missing or damaged.
         """
-        shards = self._index.shard[samples].tolist()
-        jobs = zip(rows, shards, samples.tolist(), starts.tolist(), strict=False)
-        if self._pool is None:
-            for row, shard, sample, start in jobs:
-                self._copy(row, self._shard(shard), sample, start)
-        else:
-            # Opened here, not in the pool: the threads share the readers.
-            opened = [(row, self._shard(shard).reader, sample, start) for row, shard, sample, start in jobs]
-            for _ in self._pool.map(lambda job: self._decode(*job), opened):
-                pass
+        shards = map(self._shard, self._index.shard[samples].tolist())  # opened here: the threads share them
+        jobs = list(zip(rows, shards, samples.tolist(), starts.tolist(), strict=False))
+        left = iter(jobs)  # each thread takes the next one: a task for every clip would cost as much as copying it
+        others = [self._pool.submit(self._work, left) for _ in range(min(self._threads, len(jobs)) - 1)]
+        try:
+            self._work(left)
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
         while len(self._shards) > OPEN_SHARDS:
             _, oldest = self._shards.popitem(last=False)
             oldest.reader.__exit__(None, None, None)
+
+    def _work(self, jobs: Iterator[Job]) -> None:
+        for job in jobs:
+            self._do(*job)
 
     def _shard(self, number: int) -> _Shard:
         shard = self._shards.get(number)
@@ -73,17 +84,19 @@ class Gatherer:
         if frames is None:  # looked up once as long as its shard is open
             frames = shard.frames[sample] = shard.reader.frames(self._index.samples[sample])
         chosen = clip_frames(len(frames), self._sampling, start)
-        self._first_use.check(shard.reader, sample, self._index.samples[sample], chosen)
+        if not self._first_use.done[sample]:
+            self._first_use.check(shard.reader, sample, self._index.samples[sample], chosen)
         if isinstance(chosen, slice):
             row[...] = frames[chosen]
         else:
             np.take(frames, chosen, axis=0, out=row, mode="clip")  # any other mode makes a copy first
 
-    def _decode(self, row: Frames, reader: ShardReader, sample: int, start: int) -> None:
+    def _decode(self, row: Frames, shard: _Shard, sample: int, start: int) -> None:
         """Decode the frames of a clip, leaving out what lies in gaps of more than a chunk."""
-        entry = self._index.samples[sample]
+        reader, entry = shard.reader, self._index.samples[sample]
         chosen = clip_frames(entry.frames, self._sampling, start)
-        self._first_use.check(reader, sample, entry, chosen)
+        if not self._first_use.done[sample]:
+            self._first_use.check(reader, sample, entry, chosen)
         if isinstance(chosen, slice):
             chosen = np.arange(chosen.start, chosen.stop, chosen.step)
         cuts = np.flatnonzero(np.diff(chosen) > self._chunk) + 1
@@ -99,8 +112,7 @@ class Gatherer:
 
     def close(self) -> None:
         """Let go of all shards and threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._pool.shutdown()
         for shard in self._shards.values():
             shard.reader.__exit__(None, None, None)
         self._shards.clear()

@@ -1,8 +1,8 @@
 """From shards to batches at the speed of memory. Stands on its own: docs/loader.md shows it in a plain loop.
 
-Raw shards are mapped, clips are slices of the map, and a thread copies them into a few reused batch buffers ahead
+Raw shards are mapped, clips are slices of the map, and a thread copies them into two reused batch buffers ahead
 of the model: no worker processes, no pickling, no allocation. Compressed shards are decoded into the same buffers
-by a pool of threads. Frames stay uint8 until they are on the device.
+by several threads. Frames stay uint8 until they are on the device.
 """
 
 import time
@@ -24,7 +24,7 @@ from train.gather import Gatherer
 from train.inputs import IMAGENET_MEAN, IMAGENET_STD, to_clips
 from train.prefetch import Buffer, Filled, Filler
 
-BUFFERS = 3  # one with the model, one ready, one being filled
+BUFFERS = 2  # one with the model, one being filled or ready: more of them would leave the processor's cache
 LARGEST_WINDOW = 16  # shards
 
 
@@ -80,7 +80,7 @@ class ClipStream:
     `weights`: "balanced", or one for each sample of the index: clips are then drawn with replacement, so that an
     epoch has as many clips as ever, but not each of them once.
     `repeats`: so many clips of each sample in the same batch (repeated augmentation).
-    `threads`: that decode compressed shards; all processors, where it is not given.
+    `threads`: that fill a batch together; by default, one copies raw frames, and all processors decode others.
     `shards`: brings shards that lie elsewhere. Epoch 0 is then shuffled over a moving window of shards instead of
     all of them, so that it can start when the first are there; `say` is told so. It is closed with the stream.
     `waited` is the time in seconds that the caller has spent waiting for batches.

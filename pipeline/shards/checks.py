@@ -39,6 +39,7 @@ class FirstUse:
     """Which chunks of the samples of an index were compared already, by this process.
 
     `frames` [n]: of each sample; `chunk`: frames in a stored chunk. Safe to use from several threads at once.
+    `done` [n]: 1 where nothing of a sample is left to compare; whoever looks there first saves the call.
     """
 
     def __init__(self, frames: NDArray[np.int64], chunk: int) -> None:
@@ -46,6 +47,7 @@ class FirstUse:
         room = frames // chunk + 2  # chunks that a sample may touch, wherever in one it starts
         self._begin = np.concatenate([[0], np.cumsum(room)])
         self._seen = bytearray(int(self._begin[-1]))
+        self.done = bytearray(len(frames))
 
     def check(self, reader: ShardReader, place: int, sample: Sample, chosen: slice | NDArray[np.int64]) -> None:
         """Compare the chunks of the `chosen` frames of `sample`, number `place` of the index, that were not yet.
@@ -53,6 +55,7 @@ class FirstUse:
         Raises `UserError` where one is damaged. A sample of an old set, without checksums, passes.
         """
         if not sample.crc32c:
+            self.done[place] = 1
             return
         skipped, begin = reader.skipped(sample), int(self._begin[place])
         numbers: Iterable[int]
@@ -67,3 +70,5 @@ class FirstUse:
             if not self._seen[begin + number]:
                 _check(reader, sample, number)
                 self._seen[begin + number] = 1
+        if self._seen.find(0, begin, begin + len(sample.crc32c) // DIGITS) < 0:
+            self.done[place] = 1

@@ -98,6 +98,7 @@ class Jpeg:
     def __init__(self, quality: int) -> None:
         colour = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
         self._settings = [cv2.IMWRITE_JPEG_QUALITY, quality, *colour]
+        self._known = (0, 0), b""  # a size, and what stood before it and in it: the same in all frames of a build
 
     def head(self, shape: tuple[int, int, int, int]) -> bytes:  # noqa: ARG002
         """See `Codec.head`: none."""
@@ -112,25 +113,28 @@ class Jpeg:
 
     def decode(self, data: memoryview, out: Frames) -> None:
         """See `Codec.decode`. The size that the file claims is read before anything is allocated for it."""
-        if jpeg_size(data) != out.shape[1:3]:
-            raise ValueError(f"no JPEG of {out.shape[2]}×{out.shape[1]}")
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        size, head = self._known
+        if size != out.shape[1:3] or data[: len(head)] != head:
+            size, stop = jpeg_size(data)
+            if size != out.shape[1:3]:
+                raise ValueError(f"no JPEG of {out.shape[2]}×{out.shape[1]}")
+            self._known = size, bytes(data[:stop])
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if picture is None or picture.shape != out.shape[1:]:
             raise ValueError("a JPEG that cannot be decoded")
-        cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=out[0])
+        out[0] = picture
 
 
-def jpeg_size(data: memoryview) -> tuple[int, int] | None:
-    """(height, width) from the frame header (ITU T.81, B.2.2), or None where there is none."""
+def jpeg_size(data: memoryview) -> tuple[tuple[int, int], int]:
+    """(height, width) from the frame header (ITU T.81, B.2.2), and where that ends; zeros where there is none."""
     place = 2
     while place + 9 <= len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return int.from_bytes(data[place + 5 : place + 7], "big"), int.from_bytes(
-                data[place + 7 : place + 9], "big"
-            )
+            height, width = (int.from_bytes(data[place + at : place + at + 2], "big") for at in (5, 7))
+            return (height, width), place + 9
         place += 2 + length
-    return None
+    return (0, 0), 0
 
 
 CODECS: dict[str, Callable[[Recipe], Codec]] = {

@@ -1,6 +1,7 @@
 """A set as its readers see it: recipe and sidecars, checked for completeness, and its samples as columns."""
 
-from collections import Counter
+import itertools
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -53,12 +54,10 @@ class ShardSet:
             wanted, found = max(counts), counts[max(counts)]
             if len(counts) > 1 or found != wanted:
                 return f"{split} has {found} of {wanted} shards"
-        seen: set[str] = set()
-        for sidecar in self.sidecars:
-            keys = {sample.key for sample in sidecar.samples}
-            if len(keys) < len(sidecar.samples) or not seen.isdisjoint(keys):
-                return f"{_twice(sidecar, seen)} stands in two shards"
-            seen |= keys
+        samples = itertools.chain.from_iterable(sidecar.samples for sidecar in self.sidecars)
+        keys = list(map(attrgetter("key"), samples))
+        if len(set(keys)) < len(keys):
+            return f"{Counter(keys).most_common(1)[0][0]} stands in two shards"
         return None
 
     def split(self, name: str) -> "SplitIndex":
@@ -72,8 +71,7 @@ class ShardSet:
 class SplitIndex:
     """The samples of one split as columns: number i is the same sample in each.
 
-    shard [n] (place in `shards`), frames [n], label [n] (class number), video [n] (number of the
-    source video, the same for all samples cut from it).
+    shard [n] (place in `shards`), frames [n], label [n] (class number), video [n].
     """
 
     def __init__(self, shard_set: ShardSet, inside: Sequence[Sidecar]) -> None:
@@ -90,10 +88,23 @@ class SplitIndex:
         self.frames = np.fromiter(map(attrgetter("frames"), self.samples), np.int64, count)
         labels = map(attrgetter("label"), self.samples)
         self.label = np.fromiter(map(number_of.__getitem__, labels), np.int64, count)
-        names = [sample.video for sample in self.samples]
-        videos = {name: number for number, name in enumerate(dict.fromkeys(names))}
-        self.video = np.fromiter(map(videos.__getitem__, names), np.int64, count)
-        self.videos: list[str] = list(videos)
+
+    @cached_property
+    def _numbered(self) -> tuple[NDArray[np.int64], list[str]]:
+        """`video` and `videos`: made when they are first asked for, as training does not need them."""
+        number_of = defaultdict[str, int](itertools.count().__next__)  # a number for each name that is new
+        names = map(attrgetter("video"), self.samples)
+        return np.fromiter(map(number_of.__getitem__, names), np.int64, len(self.samples)), list(number_of)
+
+    @property
+    def video(self) -> NDArray[np.int64]:
+        """[n], the number of the source video: the same for all samples cut from it."""
+        return self._numbered[0]
+
+    @property
+    def videos(self) -> list[str]:
+        """The identity of each source video, by its number."""
+        return self._numbered[1]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -104,18 +115,9 @@ class SplitIndex:
         places = np.flatnonzero(chosen)
         part.samples = [self.samples[place] for place in places]
         part.shard, part.frames, part.label = self.shard[places], self.frames[places], self.label[places]
-        videos, part.video = np.unique(self.video[places], return_inverse=True)
-        part.videos = [self.videos[number] for number in videos]
+        numbers, video = np.unique(self.video[places], return_inverse=True)
+        part._numbered = video, [self.videos[number] for number in numbers]
         return part
-
-
-def _twice(sidecar: Sidecar, seen: set[str]) -> str:
-    """The first key of the sidecar that was seen before."""
-    for sample in sidecar.samples:
-        if sample.key in seen:
-            break
-        seen.add(sample.key)
-    return sample.key
 
 
 def read_set(place: Path | str, *, whole: bool = True) -> ShardSet:

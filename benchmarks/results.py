@@ -1,0 +1,146 @@
+"""The tables of docs/results.md: every family on real clips, 5 folds by group.
+
+    prep build-shards ../shared/data/surveillance-fights/videos.csv --out data/fights --size 80
+    python -m benchmarks.results data/fights --out runs/results                     # from nothing
+    python -m benchmarks.results data/fights --out runs/lite0 --lite0 efficientnet-lite0-57934424.pth
+
+A run is a cell of `train compare`, in a folder of its own below --out, and what is done there is kept: a stopped
+command goes on when run again. --models does some families alone, --table none: it shows what is done. Last comes
+the ensemble: the mean of the probabilities of all families that are done.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from pipeline.console import print_table
+from train.checkpoint import LAST, write_json, write_text
+from train.compare import VERDICTS, Cell, compare, plan_cells, pooled
+from train.comparison_table import HEADER, notes, table_rows, write_markdown
+from train.recipes import RECIPES
+from train.run_settings import RunSettings
+
+FOLDS, CLIPS = 5, 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """A family's changes to its recipe, its options, and the family whose run of the same fold it starts from."""
+
+    recipe: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    start: str | None = None
+
+
+# Chosen on inner folds of what fold 0 trains on. Small networks, short clips, and what changed between frames.
+COMMON: dict[str, Any] = {"frames": 8, "input": "rgb+diff", "epochs": 30, "ratio": 4 / 3}
+MOTION: dict[str, Any] = {**COMMON, "input": "diff"}
+QUARTER: dict[str, Any] = {"backbone": "resnet18_quarter"}
+SCRATCH = {
+    "early_fusion": Row(COMMON, {"backbone": "resnet18_half"}),
+    "late_fusion": Row(MOTION, QUARTER),
+    "cnn_lstm": Row({**MOTION, "epochs": 12}, QUARTER, start="late_fusion"),
+    "cnn_mamba": Row({**MOTION, "epochs": 12}, QUARTER, start="late_fusion"),
+    "single_frame": Row(MOTION, QUARTER),
+    "s3d": Row({**MOTION, "epochs": 12}),
+    "vivit": Row(MOTION, {"scale": "tiny"}),
+    "videomae": Row(MOTION, {"scale": "tiny"}),
+}
+LITE0: dict[str, Any] = {"backbone": "efficientnet_lite0"}
+PRETRAINED = {
+    "late_fusion": Row({"frames": 8, "epochs": 10}, LITE0),
+    "early_fusion": Row({"frames": 8, "epochs": 20}, LITE0),
+    "cnn_lstm": Row({"frames": 8, "epochs": 10}, LITE0),
+    "cnn_mamba": Row({"frames": 8, "epochs": 10}, LITE0),
+}
+
+
+def plan(rows: dict[str, Row], shards: Path, out: Path, weights: Path | None) -> dict[str, list[Cell]]:
+    """The cells of each family. A cell that starts from another takes the weights of its last epoch: the best one
+    was chosen by the very videos that are held out."""
+    planned = {}
+    for name, row in rows.items():
+        recipe = replace(RECIPES[name], **row.recipe)
+        place, file = str(shards.resolve()), str(weights.resolve()) if weights else None
+        settings = RunSettings(name, place, recipe, weights=file, options=row.options)
+        cells = plan_cells([settings], out, folds=FOLDS, seeds=[0], clips=CLIPS)
+        if row.start:
+            starts = [str((out / cell.out.name.replace(name, row.start, 1) / LAST).resolve()) for cell in cells]
+            cells = [
+                replace(cell, settings=replace(cell.settings, weights=start))
+                for cell, start in zip(cells, starts, strict=True)
+            ]
+        planned[name] = cells
+    return planned
+
+
+def done(cells: Sequence[Cell]) -> bool:
+    """Whether all cells of a family have their verdicts."""
+    return all((cell.out / VERDICTS).exists() for cell in cells)
+
+
+def ensemble(families: dict[str, list[Cell]], out: Path) -> dict[str, Any]:
+    """Metrics of the mean of the families' probabilities, fold by fold."""
+    cells = []
+    for fold in range(FOLDS):
+        parts = [json.loads((cells[fold].out / VERDICTS).read_text()) for cells in families.values()]
+        if any(part["videos"] != parts[0]["videos"] for part in parts):
+            raise click.ClickException(f"fold {fold}: the families held out other videos; remove the older runs")
+        mean = np.mean([part["probabilities"] for part in parts], axis=0)
+        like = next(iter(families.values()))[fold]
+        folder = out / f"ensemble-fold{fold}"
+        folder.mkdir(exist_ok=True)
+        write_json(folder / VERDICTS, {**parts[0], "probabilities": mean.tolist()})
+        cells.append(replace(like, out=folder))
+    return pooled(cells)
+
+
+def show(found: dict[str, Any], families: dict[str, list[Cell]], out: Path) -> None:
+    """Print the table and the ensemble; both are in --out as Markdown and JSON."""
+    print_table(str(out), table_rows(found), HEADER)
+    click.echo("\n".join(notes(found)))
+    write_markdown(out / "table.md", found)
+    if len(families) > 1:
+        both = ensemble(families, out)
+        found["ensemble"] = {"families": list(families), **both}
+        low, high = both["accuracy_interval"]
+        line = f"ensemble of {', '.join(families)}: accuracy {both['accuracy']:.3f} ({low:.3f}–{high:.3f})"
+        low, high = both["roc_auc_interval_by_group"]
+        line += f", ROC-AUC {both['roc_auc']:.3f} ({low:.3f}–{high:.3f})"
+        click.echo(line)
+        write_text(out / "table.md", (out / "table.md").read_text() + f"- {line}\n")
+    write_json(out / "results.json", found)
+
+
+@click.command()
+@click.argument("shards", type=click.Path(exists=True, path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--models", "names", help="Families, with commas between.  [default: all of the table]")
+@click.option(
+    "--lite0", type=click.Path(exists=True, path_type=Path), help="ImageNet weights of EfficientNet-Lite0."
+)
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--table", is_flag=True, help="Train nothing: show what is done.")
+def main(shards: Path, out: Path, names: str | None, lite0: Path | None, jobs: int, table: bool) -> None:
+    """Train and judge what is not done yet, and put the tables together."""
+    rows = PRETRAINED if lite0 else SCRATCH
+    planned = plan(rows, shards, out, lite0)
+    for name in [] if table else (names.split(",") if names else rows):
+        compare(planned[name], out, jobs=jobs, say=lambda line: click.echo(line, err=True))
+    families = {name: cells for name, cells in planned.items() if done(cells)}
+    found: dict[str, Any] = {}
+    for cells in families.values():
+        one = compare(cells, out)
+        found = {**one, "rows": [*found.get("rows", []), *one["rows"]]}
+    if not found:
+        raise click.ClickException(f"{out}: no family is done yet")
+    show(found, families, out)
+
+
+if __name__ == "__main__":
+    main()
