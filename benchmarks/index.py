@@ -33,7 +33,7 @@ def make_set(root: Path, samples: int, per_shard: int) -> None:
         numbers = range(bucket * per_shard, min((bucket + 1) * per_shard, samples))
         held = tuple(
             Sample(
-                f"class{n % 400}/video{n:09d}-{n:08x}", f"class{n % 400}/video{n:09d}.mp4", f"class{n % 400}",
+                f"class{n % 400}-video{n:09d}-{n:08x}", f"class{n % 400}/video{n:09d}.mp4", f"class{n % 400}",
                 f"class{n % 400}/video{n:09d}.mp4", f"{n:064x}", FRAMES, 640 + i * FRAMES * FRAME_BYTES,
                 crc32c=f"{n:032x}",
             )

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 OURS = "reelcache"  # our format, and the one key of its metadata: the order of several would not be kept
 Grid = tuple[int, int, int]  # time steps, rows, columns
@@ -31,13 +31,17 @@ def read_origin(path: Path) -> Origin | None:
     """What the file says of itself; None where it is none of ours. Raises `ValueError` where that is damaged."""
     if path.suffix != ".safetensors":
         return None
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(OURS)
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(OURS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
     if text is None:
         return None
     try:
         told = json.loads(text)
         grid = None if told["grid"] is None else (int(told["grid"][0]), int(told["grid"][1]), int(told["grid"][2]))
         return Origin(told["family"], told["options"], tuple(told["mean"]), tuple(told["std"]), grid)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    # RecursionError: JSON that is nested too deep; OverflowError: an infinity
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"{path}: its metadata cannot be read: {error!r}") from error

@@ -4,15 +4,14 @@ What did not match is reported by name. Nothing is unpickled but tensors.
 """
 
 import argparse
-import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,6 +28,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # {"model": {…}, "epoch": 3}
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # DataParallel, torch.compile, Lightning, OpenMMLab
 
+DEEPEST = 4  # wrappers in wrappers
 LAYERS = ("trunk.", "blocks.", "layers.", "encoder.blocks.", "decoder.blocks.")  # no part of them may be left over
 
 
@@ -79,22 +79,45 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
+            _check_zip(path)
             with torch.serialization.safe_globals(
                 [argparse.Namespace]
             ):  # of strings and numbers, in VideoMAE's files
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # an unpickler stumbles over a stranger's bytes in any way
         raise ValueError(f"{path}: cannot be read as weights: {_reason(error)}") from error
-    while isinstance(content, Mapping):
+    for _ in range(DEEPEST):  # a pickled dict may hold itself
+        if not isinstance(content, Mapping):
+            break
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             break
         content = inner
     tensors = content.items() if isinstance(content, Mapping) else ()
-    state = {str(name): value for name, value in tensors if isinstance(value, Tensor)}
+    state = {name: value for name, value in tensors if isinstance(name, str) and isinstance(value, Tensor)}
     if not state:
         raise ValueError(f"{path}: holds no tensors by name")
+    _check_sizes(path, state)
     return state
+
+
+def _check_sizes(path: Path, state: dict[str, Tensor]) -> None:
+    """Raises `ValueError` for a tensor of more numbers than the file has: strides of zero make one as large as one
+    likes, and whoever copies it needs that memory."""
+    room = path.stat().st_size
+    for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.numel() * tensor.element_size() > room:
+            raise ValueError(f"{path}: {name[:80]} of shape {list(tensor.shape)} is more than the file holds")
+
+
+def _check_zip(path: Path) -> None:
+    """Raises `ValueError` where torch's zip holds more than its own length: unpacked, it would fill the memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        entries = file.infolist()
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("its parts promise more bytes than the file has")
 
 
 def _reason(error: Exception) -> str:

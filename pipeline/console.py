@@ -1,6 +1,7 @@
 """Manners of both command lines: errors in one line, progress and tables on stderr or stdout, `--json`."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ class Place(click.ParamType[Path | str]):
 
 
 PLACE = Place()
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # and right to left
 
 
 class Commands(click.Group):
@@ -69,15 +71,21 @@ def print_table(
     for row in rows:
         table.add_row(*(Text(_printable(str(cell))) for cell in row))
     # A pipe has no width of its own.
+<<<<<<< HEAD
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(Text(_printable(title), "bold"))
+=======
     stream = sys.stderr if err else sys.stdout
     console = Console(width=None if stream.isatty() else 120, stderr=err)
     console.print(Text(title, "bold"))
+>>>>>>> main
     console.print(table)
 
 
 def _printable(text: str) -> str:
-    """Names of files may hold bytes that are no text."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Names of files may hold bytes that are no text, or that a terminal obeys."""
+    shown = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return shown.encode("utf-8", "backslashreplace").decode()
 
 
 def warn(message: str) -> None:

@@ -2,16 +2,21 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, Protocol, Self
 
 from pipeline.errors import UserError
+from pipeline.foreign import parse_json
 
 RECIPE_FILE = "recipe.json"
 CONTRACT = 1  # version of docs/format.md; part of the fingerprint
 FITS = ("stretch", "crop", "pad")
 ON_CORRUPT = ("reject", "keep")
+LARGEST_SIDE = 4096  # pixels
+MOST = {"width": LARGEST_SIDE, "height": LARGEST_SIDE, "quality": 100, "max_frames": 10**9}
+RATE = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?(?:/[0-9]{1,12})?")
 
 
 @dataclass(frozen=True)
@@ -53,16 +58,17 @@ class Recipe:
         try:
             if values["fit"] not in FITS or values["on_corrupt"] not in ON_CORRUPT:
                 raise ValueError(f"fit {values['fit']!r} or on_corrupt {values['on_corrupt']!r} is unknown")
+            numbers = {name: values.get(name, cls.quality) for name in MOST}
+            for name, number in numbers.items():
+                if type(number) is not int or not 1 <= number <= MOST[name]:
+                    raise ValueError(f"{name} is {number!r}, not a number from 1 to {MOST[name]}")
             return cls(
+                **numbers,
                 fps=parse_fps(str(values["fps"])),
-                width=int(values["width"]),
-                height=int(values["height"]),
                 fit=str(values["fit"]),
                 decoder=str(values["decoder"]),
                 format=str(values["format"]),
                 codec=str(values["codec"]),
-                quality=int(values.get("quality", cls.quality)),
-                max_frames=int(values["max_frames"]),
                 on_corrupt=str(values["on_corrupt"]),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -87,6 +93,8 @@ class Recipe:
 def parse_fps(text: str) -> Fraction:
     """`5`, `12.5` or `30000/1001` as an exact rate. Raises `UserError`."""
     try:
+        if not RATE.fullmatch(text):  # Fraction would compute 1e999999999
+            raise ValueError
         rate = Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise UserError(f"--fps {text}: not a rate; write 5, 12.5 or 30000/1001") from None
@@ -102,8 +110,8 @@ def parse_size(text: str) -> tuple[int, int]:
         size = int(width), int(height or width)
     except ValueError:
         raise UserError(f"--size {text}: not a size; write 112 or 160x90") from None
-    if not all(1 <= side <= 4096 for side in size):
-        raise UserError(f"--size {text}: sides must be from 1 to 4096 pixels")
+    if not all(1 <= side <= LARGEST_SIDE for side in size):
+        raise UserError(f"--size {text}: sides must be from 1 to {LARGEST_SIDE} pixels")
     return size
 
 
@@ -119,7 +127,7 @@ def read_recipe(folder: Readable) -> Recipe:
     """The recipe of the set in the folder. Raises `UserError` where there is none or it is damaged."""
     path = f"{folder}/{RECIPE_FILE}"
     try:
-        values = json.loads(folder.read(RECIPE_FILE))
+        values = parse_json(folder.read(RECIPE_FILE))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{folder}: no shard set here (no {RECIPE_FILE}); "

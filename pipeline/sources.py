@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.foreign import CONTROL
 from pipeline.places import as_place, filesystem, is_url, reached
 
 VIDEO_EXTENSIONS = frozenset(
@@ -156,6 +157,8 @@ def _from_folder(
         id_ = "/".join(parts)
         split = SPLIT_FOLDERS[parts[0].lower()] if by_split else None
         label = parts[by_split] if labelled else UNLABELLED
+        if CONTROL.search(label):
+            raise UserError(f"{root}: the folder name {label!r} has control characters; rename it, it is a label")
         videos.append(Video(id_, os.path.join(root, *parts), label, _group(id_, pattern), split))
     return videos
 
@@ -224,6 +227,8 @@ def _from_csv(place: str, text: str, pattern: re.Pattern[str] | None, *, labelle
     try:
         rows = csv.DictReader(io.StringIO(text, newline=""))
         columns = set(rows.fieldnames or ())
+        if len(columns) < len(rows.fieldnames or ()):
+            raise UserError(f"{place}: two columns of its first line have the same name")
         needed = ["path", *(["label"] if labelled else [])]
         if not columns.issuperset(needed):
             raise UserError(

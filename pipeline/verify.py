@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import UserError
+from pipeline.foreign import MOST_JSON, parse_json
 from pipeline.places import is_url
 from pipeline.recipe import RECIPE_FILE, Recipe, read_recipe, recipe_text
 from pipeline.report import Stage, no_stage
 from pipeline.shards import get_format
-from pipeline.shards.directory import OWN_SIDECAR, SIDECAR, is_building, shard_name, sidecar_name
+from pipeline.shards.directory import OWN_SIDECAR, SIDECAR, is_building, shard_name
 from pipeline.shards.fetch import TRIES, Fetcher, Wrong, create
 from pipeline.shards.folder import Folder, ask_each, get_folder
+from pipeline.shards.layout import check_layout, check_place
 from pipeline.shards.sidecar import CHECKSUM, Sidecar, parse_sidecar
 from pipeline.verify_deep import look_inside
+
+MISSING_SHOWN = 1000  # more than the set has
 
 
 class Damage(NamedTuple):
@@ -90,8 +94,10 @@ def _sidecars(folder: Folder, recipe: Recipe | None, damage: list[Damage]) -> tu
     for name, text in zip(names, ask_each(folder, lambda name: _read(folder, name), names), strict=True):
         try:
             sidecar = parse_sidecar(text or "", name)
+            if len(text or "") <= MOST_JSON:
+                parse_json(text or "")
             _check_names(sidecar, name.removesuffix(SIDECAR), recipe)
-        except UserError as error:
+        except (UserError, ValueError) as error:
             damage.append(Damage(name, str(error).removeprefix(f"{name}: ")))
             continue
         found[name.removesuffix(SIDECAR)] = sidecar
@@ -101,14 +107,12 @@ def _sidecars(folder: Folder, recipe: Recipe | None, damage: list[Damage]) -> tu
 
 def _check_names(sidecar: Sidecar, name: str, recipe: Recipe | None) -> None:
     """Raises `UserError` where a sidecar is not of this shard and this set."""
-    if sidecar_name(sidecar) != name or not 0 <= sidecar.bucket < sidecar.buckets:
-        raise UserError(f"is of bucket {sidecar.bucket} of {sidecar.buckets} in {sidecar.split}")
     if recipe is None:
         return
     if sidecar.fingerprint != recipe.fingerprint:
         raise UserError(f"belongs to the recipe {sidecar.fingerprint}, the set to {recipe.fingerprint}")
-    if sidecar.shard != get_format(recipe.format).name(name):
-        raise UserError(f"is of the shard {sidecar.shard}")
+    check_place(sidecar, name, recipe)
+    check_layout(sidecar, recipe)
 
 
 def _missing(sidecars: dict[str, Sidecar], known: set[str]) -> Iterator[Damage]:
@@ -117,11 +121,16 @@ def _missing(sidecars: dict[str, Sidecar], known: set[str]) -> Iterator[Damage]:
     for sidecar in sidecars.values():
         buckets[sidecar.split] = max(sidecar.buckets, buckets.get(sidecar.split, 1))
     for split, count in buckets.items():
+        missing = 0
         for name in (shard_name(split, bucket) for bucket in range(count)):
             if name in sidecars and sidecars[name].buckets != count:
                 yield Damage(name + SIDECAR, f"says that there are {sidecars[name].buckets} buckets, not {count}")
             elif name not in sidecars and name + SIDECAR not in known:
-                yield Damage(name + SIDECAR, "is missing")
+                missing += 1
+                if missing <= len(sidecars) + MISSING_SHOWN:
+                    yield Damage(name + SIDECAR, "is missing")
+        if missing > len(sidecars) + MISSING_SHOWN:
+            yield Damage(split, f"{missing} of {count} sidecars are missing, of which not all are named here")
 
 
 def damaged(

@@ -18,6 +18,7 @@ TRAIN_MAY_USE = (
     "pipeline.errors",
     "pipeline.console",
     "pipeline.places",
+    "pipeline.foreign",
     "pipeline.recipe",
     "pipeline.report",
     "pipeline.page",

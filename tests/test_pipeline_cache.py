@@ -246,9 +246,8 @@ def test_sizes_and_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 def test_a_sidecar_cannot_name_a_file_elsewhere(set_copy: Path, tmp_path: Path) -> None:
     edit_sidecar(set_copy / "train-000000.json", sha256="../../x")
-    found = read_set(set_copy)
     with pytest.raises(UserError, match="sha256"):
-        ShardCache(found, found.sidecars, tmp_path / "cache")
+        ShardCache(found := read_set(set_copy), found.sidecars, tmp_path / "cache")
 
 
 # Without a cache

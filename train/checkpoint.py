@@ -9,8 +9,9 @@ metrics.json            the closing numbers
 """
 
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from torch import Tensor, nn
 
 from models.origin import Origin
 from pipeline.errors import UserError
+from pipeline.foreign import MOST_JSON, open_plain, parse_json, read_text
 from train.component import Component
 from train.parallel import divided_like, whole
 
+MOST_FRAMES = 4096  # of a clip
 RUN, LOG, METRICS = "run.json", "log.jsonl", "metrics.json"
 CHECKPOINT, BEST, LAST = "checkpoint.safetensors", "best.safetensors", "last.safetensors"
 
@@ -43,7 +46,7 @@ def write_text(path: Path, text: str) -> None:
 def read_run(run: Path) -> dict[str, Any]:
     """The run's `run.json`. Raises `UserError` where there is none."""
     try:
-        values = json.loads((run / RUN).read_text())
+        values = parse_json(read_text(run / RUN, MOST_JSON))
     except FileNotFoundError:
         raise UserError(f"{run}: no run here (no {RUN}); make one with `train run --out {run}`") from None
     except (OSError, ValueError) as error:
@@ -51,7 +54,31 @@ def read_run(run: Path) -> dict[str, Any]:
     wanted = {"model", "settings", "labels", "mean", "std", "fingerprint", "shards_digest"}
     if not isinstance(values, dict) or not wanted <= set(values) or not isinstance(values["settings"], dict):
         raise UserError(f"{run / RUN}: not a run's description")
+    _check_run(run / RUN, values)
     return values
+
+
+def _check_run(file: Path, values: dict[str, Any]) -> None:
+    """Raises `UserError` for a field that is of another kind than a run writes."""
+    labels, frames = values["labels"], values["settings"].get("frames")
+    if not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):
+        raise UserError(f"{file}: labels is no list of names")
+    for name in ("mean", "std"):
+        numbers = values[name]
+        if not (isinstance(numbers, list) and len(numbers) == 3 and all(_is_finite(number) for number in numbers)):
+            raise UserError(f"{file}: {name} is {str(numbers)[:80]}, not three numbers")
+    if frames is not None and not (type(frames) is int and 1 <= frames <= MOST_FRAMES):
+        raise UserError(f"{file}: frames is {str(frames)[:80]}, not a number from 1 to {MOST_FRAMES}")
+    for name in ("model", "fingerprint", "shards_digest"):
+        if not isinstance(values[name], str):
+            raise UserError(f"{file}: {name} is {str(values[name])[:80]}, no text")
+    for name, where in (("options", values["settings"]), ("frames_recipe", values)):
+        if not isinstance(where.get(name) or {}, dict):
+            raise UserError(f"{file}: {name} is no object")
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
 
 
 def save_weights(path: Path, model: nn.Module, origin: Origin, *, write: bool = True) -> None:
@@ -64,13 +91,37 @@ def save_weights(path: Path, model: nn.Module, origin: Origin, *, write: bool = 
         write_tensors(path, tensors, origin.as_metadata())
 
 
+def check_shapes(path: Path, make: Callable[[], nn.Module], options: Mapping[str, Any]) -> None:
+    """Whether a weights file can fill the model that `make` makes with `options`, by the shapes that both say: no
+    memory is needed for a model that the file does not hold. Raises `UserError`."""
+    try:
+        open_plain(path).close()
+        with safe_open(path, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; was the run stopped before its first epoch ended?") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    for name, value in options.items():
+        if type(value) is int and value > len(shapes):  # such as a depth
+            raise UserError(f"{path}: has {len(shapes)} tensors, too few for {name} {value} of {RUN}")
+    with torch.device("meta"):
+        wanted = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+    if wrong := [name for name in {**wanted, **shapes} if wanted.get(name) != shapes.get(name)]:
+        name = wrong[0]
+        raise UserError(
+            f"{path}: does not fit the model of {RUN}: {len(wrong)} tensors differ, the first is {name[:80]}, "
+            f"{shapes.get(name, 'missing')} in the file, {wanted.get(name, 'none')} in the model"
+        )
+
+
 def load_weights(path: Path, model: nn.Module) -> None:
     """Fill the model. Raises `UserError` where the file is missing or does not fit."""
     tensors, _ = _load(path)
     try:
         _fill(model, tensors)
     except RuntimeError as error:
-        raise UserError(f"{path}: does not fit the model: {error}") from error
+        raise UserError(f"{path}: does not fit the model: {_short(error)}") from error
 
 
 def save_checkpoint(
@@ -102,21 +153,21 @@ def load_checkpoint(
     for name, tensor in tensors.items():
         part, _, key = name.rpartition("/")
         parts.setdefault(part, {})[key] = tensor
-    moments = {
-        int(part.removeprefix("optimizer/")): values
-        for part, values in parts.items()
-        if part.startswith("optimizer/")
-    }
     try:
+        moments = {
+            int(part.removeprefix("optimizer/")): values
+            for part, values in parts.items()
+            if part.startswith("optimizer/")
+        }
         _fill(model, parts["model"])
         _fill_optimizer(optimizer, moments)
         for component in components:
             own, saved = component.state_dict(), parts.get(f"component/{component.name}", {})
             like = {name: divided_like(tensor, own.get(name, tensor)) for name, tensor in saved.items()}
             component.load_state_dict(like)
-        state: dict[str, Any] = json.loads(metadata["state"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: is not a checkpoint of this run: {error}") from error
+        state: dict[str, Any] = parse_json(metadata["state"])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is not a checkpoint of this run: {_short(error)}") from error
     return state
 
 
@@ -154,8 +205,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     os.replace(made, path)
 
 
+def _short(error: Exception) -> str:
+    """One line: torch's are pages."""
+    return " ".join(str(error).split())[:300]
+
+
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
+        open_plain(path).close()
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:

@@ -1,6 +1,5 @@
 """Whether a score can be called one: groups and copies that are both in what was learnt and in what is judged."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.foreign import MOST_JSON, parse_json, read_text
 from pipeline.leaks import THRESHOLD, Pair, find_leaks
 from pipeline.report import Stage, no_stage
 from pipeline.shards.cache import ShardCache
@@ -69,9 +69,12 @@ def copies(
     """
     file = kept_in / f"copies-{summarize(shard_set)['digest']}.json"
     if file.exists():
-        kept = json.loads(file.read_text())
-        if kept["threshold"] == THRESHOLD:
-            return tuple(_pair(values) for values in kept["pairs"])
+        try:
+            kept = parse_json(read_text(file, MOST_JSON))
+            if kept["threshold"] == THRESHOLD:
+                return tuple(_pair(values) for values in kept["pairs"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: cannot be read ({error}); remove it, and it is made anew") from error
     local = partial(_fetched, shard_set, cache) if cache else None
     pairs = find_leaks(shard_set, THRESHOLD, stage, local).pairs
     write_json(file, {"threshold": THRESHOLD, "pairs": [asdict(pair) for pair in pairs]})

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from models import PRETRAINING
 from models.family import Family
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
-from train.checkpoint import RUN, load_weights, read_run
+from train.checkpoint import RUN, check_shapes, load_weights, read_run
 from train.clips import Sampling
 from train.compute import Compute, make_model
 from train.inputs import INPUTS, make_input, to_clips
@@ -56,7 +57,7 @@ def load_trained(run: Path, weights: str, compute: Compute) -> Trained:
         if name not in where:
             raise UserError(f"{run / RUN}: lacks {name}; the run was made by another release")
     kind = settings.get("input", "rgb")
-    if kind not in INPUTS:
+    if not isinstance(kind, str) or kind not in INPUTS:
         raise UserError(
             f"{run / RUN}: input {kind!r} is none of {', '.join(INPUTS)}; the run is of another release"
         )
@@ -66,17 +67,23 @@ def load_trained(run: Path, weights: str, compute: Compute) -> Trained:
         raise UserError(f"{run / RUN}: its frames_recipe: {error}") from error
     try:
         sampling = Sampling(settings["frames"], settings.get("sampling", "window"), settings.get("stride", 1))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"{run / RUN}: {error}; the run is of another release") from error
-    model = make_model(
+    make = partial(
+        make_model,
         about["model"],
-        num_classes=len(about["labels"]),
-        num_frames=settings["frames"],
-        size=(recipe.width, recipe.height),
-        in_channels=INPUTS[kind],
-        **settings.get("options", {}),
+        **{
+            **(settings.get("options") or {}),
+            "num_classes": len(about["labels"]),
+            "num_frames": settings["frames"],
+            "size": (recipe.width, recipe.height),
+            "in_channels": INPUTS[kind],
+        },
     )
-    load_weights(run / f"{weights}.safetensors", model)
+    file = run / f"{weights}.safetensors"
+    check_shapes(file, make, settings.get("options") or {})
+    model = make()
+    load_weights(file, model)
     return Trained(
         model=compute.prepare(model).eval(),
         labels=tuple(about["labels"]),

@@ -29,12 +29,19 @@ def write_csv(file: Path, found: Evaluation) -> None:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("video", "label", "group", *(f"p_{name}" for name in names), "predicted", "correct"))
+    shown = [_no_formula(name) for name in names]
     for video, group, label, verdict, chances in zip(
         found.predictions.videos, groups_of(found.index), found.predictions.labels, predicted,
         found.predictions.probabilities.tolist(), strict=True,
     ):  # fmt: skip
-        rows.writerow((video, names[label], group, *chances, names[verdict], int(label == verdict)))
+        own = (_no_formula(video), shown[label], _no_formula(group))
+        rows.writerow((*own, *chances, shown[verdict], int(label == verdict)))
     write_text(file, text.getvalue())
+
+
+def _no_formula(name: str) -> str:
+    """A name that no spreadsheet takes for a formula: one that could be has an apostrophe before it."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def write_curves(file: Path, found: Evaluation) -> None:

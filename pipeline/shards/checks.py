@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.shards import ShardReader
+from pipeline.shards.layout import DIGITS
 from pipeline.shards.sidecar import Sample, crc32c
-
-DIGITS = 8  # of a CRC-32C
 
 
 def check_sample(reader: ShardReader, sample: Sample) -> None:

@@ -18,6 +18,9 @@ from pipeline.shards import Frames
 
 ZSTD_LEVEL = 1  # higher levels gain a few percent here and cost several times the time
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+BASELINE = 0xC0  # JPEG markers: frame header of a baseline picture …
+TABLES = frozenset([0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)])  # … and what may stand before it
+START_OF_SCAN, MOST_SCANS = b"\xff\xda", 4  # each scan costs a pass over the picture, however short it is
 
 
 class Codec(Protocol):
@@ -119,20 +122,36 @@ class Jpeg:
             if size != out.shape[1:3]:
                 raise ValueError(f"no JPEG of {out.shape[2]}×{out.shape[1]}")
             self._known = size, bytes(data[:stop])
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if bytes(data).count(START_OF_SCAN) > MOST_SCANS:
+            raise ValueError(f"a JPEG of more than {MOST_SCANS} scans")
+        try:
+            picture = cv2.imdecode(
+                np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+            )
+        except cv2.error as error:
+            raise ValueError(f"a JPEG that cannot be decoded: {error.err}") from error
         if picture is None or picture.shape != out.shape[1:]:
             raise ValueError("a JPEG that cannot be decoded")
         out[0] = picture
 
 
 def jpeg_size(data: memoryview) -> tuple[tuple[int, int], int]:
-    """(height, width) from the frame header (ITU T.81, B.2.2), and where that ends; zeros where there is none."""
+    """(height, width) from the header of a baseline frame (ITU T.81, B.2.2), and where that ends; zeros where
+    there is none.
+
+    Only what a decoder cannot read in another way is passed over: a marker without a length would let it see
+    another header than this. Nor is it another kind of picture: OpenCV would decode that, of any size.
+    """
+    if bytes(data[:2]) != b"\xff\xd8":
+        return (0, 0), 0
     place = 2
     while place + 9 <= len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if marker == BASELINE:
             height, width = (int.from_bytes(data[place + at : place + at + 2], "big") for at in (5, 7))
             return (height, width), place + 9
+        if marker not in TABLES or length < 2:
+            break
         place += 2 + length
     return (0, 0), 0
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.foreign import MOST_TEXT
 from pipeline.recipe import RECIPE_FILE, Recipe, read_recipe, recipe_text
 from pipeline.report import Report, no_report
 from pipeline.shards import FORMATS, get_format
 from pipeline.shards.builders import BUILDERS
 from pipeline.shards.folder import TEMPORARY, Folder, ask_each
+from pipeline.shards.layout import check_layout, check_place
 from pipeline.shards.sidecar import SHARD, Broken, Sample, Sidecar, parse_sidecar
 
 SIDECAR = ".json"
@@ -167,6 +169,12 @@ def sidecars(folder: Folder, recipe: Recipe, under: str = "") -> Iterator[Sideca
                 f"{folder}/{path}: belongs to the recipe {sidecar.fingerprint}, the set to {fingerprint}; "
                 "remove it, or build with --overwrite"
             )
+        try:
+            if not under:
+                check_place(sidecar, Path(path).stem, recipe)
+            check_layout(sidecar, recipe)
+        except UserError as error:
+            raise UserError(f"{folder}/{path}: {error}") from error
         yield sidecar
 
 
@@ -197,11 +205,13 @@ def sidecar_name(sidecar: Sidecar) -> str:
 
 def commit(folder: Folder, made: Path, sidecar: Sidecar, report: Report = no_report) -> None:
     """Put a finished shard in its place, then its sidecar."""
-    name = sidecar_name(sidecar) + SIDECAR
+    name, text = sidecar_name(sidecar) + SIDECAR, sidecar.text()
+    if len(text) > MOST_TEXT:
+        raise UserError(f"{folder}/{name}: would be of {len(text)} bytes; give a smaller --videos-per-shard")
     # An old sidecar never stands beside a new shard, not even for a moment.
     folder.remove(name)
     folder.put(made, sidecar.shard, report)
-    folder.write(name, sidecar.text())
+    folder.write(name, text)
 
 
 def snapshot(folder: Folder, sidecar: Sidecar) -> str:

@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
+from pipeline.errors import UserError
+from pipeline.foreign import open_plain, read_text
 from pipeline.machine import is_gone, machine
 from pipeline.places import is_url
 from pipeline.report import Report, no_report
@@ -124,7 +126,7 @@ def shard_files(shard: Path) -> list[Path]:
 
 def file_sha256(path: Path | str) -> str:
     """SHA-256 of a file's bytes. Raises `OSError`."""
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -133,11 +135,15 @@ def measure(shard: Path, report: Report = no_report) -> tuple[int, str]:
     `OSError`."""
     digest, files = hashlib.sha256(), shard_files(shard)
     for path in files:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             while data := file.read(1 << 20):
                 digest.update(data)
                 report(0)
     return sum(path.stat().st_size for path in files), digest.hexdigest()
+
+
+class Foreign(OSError):
+    """What stands in a set's folder and is no file of it."""
 
 
 class LocalFolder:
@@ -173,16 +179,18 @@ class LocalFolder:
     def size(self, name: str) -> int | None:
         """See `Folder.size`."""
         try:
-            about = os.stat(f"{self.root}/{name}")  # no `Path`: asked of every shard of a large set
-            if not stat.S_ISDIR(about.st_mode):
+            about = os.lstat(f"{self.root}/{name}")  # no `Path`: asked of every shard of a large set
+            if stat.S_ISREG(about.st_mode) and "/" not in name:
                 return about.st_size
-            return sum(path.stat().st_size for path in shard_files(self.root / name))
+            return sum(path.stat().st_size for path in self._own_files(name))
         except FileNotFoundError:
             return None
+        except Foreign as error:
+            raise UserError(f"{self.root}/{name}: {error}") from error
 
     def read(self, name: str) -> str:
         """See `Folder.read`."""
-        return (self.root / name).read_bytes().decode()  # as it is: no newline is made another one
+        return read_text(self._own(name))
 
     def write(self, name: str, text: str) -> None:
         """See `Folder.write`."""
@@ -264,16 +272,18 @@ class LocalFolder:
     @contextmanager
     def local(self, name: str, report: Report = no_report) -> Iterator[Path]:  # noqa: ARG002
         """See `Folder.local`: the file itself."""
+        self._own_files(name)
         yield self.root / name
 
     def files(self, name: str) -> list[str]:
         """See `Folder.files`."""
-        paths = shard_files(self.root / name)
-        return [path.relative_to(self.root).as_posix() for path in paths if path.exists()]
+        if not (self.root / name).exists():
+            return []
+        return [path.relative_to(self.root).as_posix() for path in self._own_files(name)]
 
     def open(self, name: str) -> BinaryIO:
         """See `Folder.open`."""
-        return (self.root / name).open("rb")
+        return open_plain(self._own(name))
 
     def sweep(self) -> None:
         """See `Folder.sweep`."""
@@ -281,6 +291,26 @@ class LocalFolder:
             with suppress(FileNotFoundError):
                 if name.startswith(TEMPORARY) and _is_abandoned(self.root / name):
                     remove_path(self.root / name)
+
+    def _own(self, name: str) -> Path:
+        """The path of a file or folder of the set. Raises `Foreign` where it is something else, or a link leads
+        out of the set; `FileNotFoundError`."""
+        path, below = self.root, Path(name)
+        for part in below.parts:
+            path /= part
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                mode = path.stat().st_mode
+                if not path.resolve().is_relative_to(self.root.resolve()):
+                    raise Foreign(f"{part} is a link that leads out of the set; put the file itself there")
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise Foreign(f"{part} is neither a file nor a folder")
+        return path
+
+    def _own_files(self, name: str) -> list[Path]:
+        """The files of a shard, all of them of the set. Raises as `_own`."""
+        shard = self._own(name)
+        return [self._own(path.relative_to(self.root).as_posix()) for path in shard_files(shard)]
 
     def _temporary(self, name: str) -> Path:
         self.root.mkdir(parents=True, exist_ok=True)

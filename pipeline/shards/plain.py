@@ -11,9 +11,10 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.shards import Frames
-from pipeline.shards.checks import DIGITS, checksum
+from pipeline.shards.checks import checksum
 from pipeline.shards.codec import decode_part, get_codec
 from pipeline.shards.index import ShardSet
+from pipeline.shards.layout import DIGITS
 from pipeline.shards.sidecar import Sample, crc32c
 from pipeline.shards.webdataset import cut_sizes
 

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipeline.foreign import MOST_TEXT, OverlongError, limited
 from pipeline.places import download, filesystem, reached, upload
 from pipeline.report import Report, no_report
 from pipeline.shards.folder import TEMPORARY, shard_files
@@ -156,15 +157,26 @@ class RemoteFolder:
         """See `Folder.read`."""
         for pause in PAUSES:
             try:
-                data: bytes = self._system.cat_file(self._path(name))
-                return data.decode()
-            except (FileNotFoundError, PermissionError, UnicodeDecodeError):
+                return limited(self._taken(name), name).decode()
+            except (FileNotFoundError, PermissionError, UnicodeDecodeError, OverlongError):
                 raise
             except Exception as error:  # each file system has exceptions of its own
                 if pause is None:
                     raise OSError(f"{type(error).__name__}: {error}") from error
                 time.sleep(pause)
         raise AssertionError("the last pause is None")
+
+    def _taken(self, name: str) -> bytes:
+        """The bytes of a text; of a web server, which may send without end, no more than are refused."""
+        if not self._is(HTTP):
+            data: bytes = self._system.cat_file(self._path(name))
+            return data
+        pieces, size = list[bytes](), 0
+        with self.open(name) as stream:
+            while size <= MOST_TEXT and (piece := stream.read(READ)):
+                pieces.append(piece)
+                size += len(piece)
+        return b"".join(pieces)
 
     def write(self, name: str, text: str) -> None:
         """See `Folder.write`."""

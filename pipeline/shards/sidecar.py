@@ -16,11 +16,18 @@ import numpy as np
 from msgspec.structs import asdict, force_setattr
 
 from pipeline.errors import UserError
+from pipeline.foreign import CONTROL
 
 SHARD = re.compile(r"(?:train|val|test)-[0-9]{6}\.tar|frames\.zarr/(?:train|val|test)-[0-9]{6}")
 CHECKSUM = ',\n "crc32c": "'  # the last field of the file, of all bytes before it
+MOST_BUCKETS = 10**6  # a name has six digits for them
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+Buckets = Annotated[int, msgspec.Meta(ge=1, le=MOST_BUCKETS)]
+Split = Annotated[str, msgspec.Meta(pattern=r"\A(?:train|val|test)\Z")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # it becomes the name of a file
+KEY_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_#-"
+HEX_BYTES = b"abcdef0123456789"
 
 
 class Sample(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -40,7 +47,7 @@ class Sample(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     label: str
     group: str
     source: str
-    frames: Count
+    frames: Size
     offset: Count
     sizes: tuple[Size, ...] = ()
     crc32c: str = ""
@@ -74,11 +81,11 @@ class Sidecar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     shard: str
     fingerprint: str
-    split: str
+    split: Split
     bucket: Count
-    buckets: Count
+    buckets: Buckets
     bytes: Count
-    sha256: str
+    sha256: Digest
     samples: tuple[Sample, ...]
     rejected: tuple[Broken, ...]
     damaged: tuple[Broken, ...] = ()
@@ -122,6 +129,7 @@ def parse_sidecar(text: str, name: str) -> Sidecar:
         sidecar = _decode(text)
         if sidecar.crc32c is not None and text != sealed(text.rpartition(CHECKSUM)[0]):
             raise ValueError("its checksum does not fit, the file is damaged")
+        _check_names(sidecar)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: not a sidecar of a shard: {error}") from error
     if not SHARD.fullmatch(sidecar.shard):
@@ -131,6 +139,25 @@ def parse_sidecar(text: str, name: str) -> Sidecar:
         if sample.group == sample.video:
             force_setattr(sample, "group", sample.video)
     return sidecar
+
+
+def _check_names(sidecar: Sidecar) -> None:
+    """Names that become files elsewhere, or are printed, are nothing else. Raises `ValueError`."""
+    for field, names, allowed in (
+        ("key", [sample.key for sample in sidecar.samples], KEY_BYTES),
+        ("crc32c", [sample.crc32c for sample in sidecar.samples], HEX_BYTES),
+    ):
+        # All at once: a large index has a million of them.
+        rest = "".join(names).encode("utf-8", "surrogateescape").translate(None, allowed)
+        if rest or (field == "key" and not all(names)):
+            wrong = next(
+                name for name in names if not name or name.encode("utf-8", "replace").translate(None, allowed)
+            )
+            raise ValueError(f"a sample's {field} is {wrong[:80]!r}")
+    entries: tuple[Sample | Broken, ...] = (*sidecar.samples, *sidecar.rejected, *sidecar.damaged)
+    for label in {entry.label for entry in entries}:
+        if not label or CONTROL.search(label):
+            raise ValueError(f"a label is {label[:80]!r}")
 
 
 def _decode(text: str) -> Sidecar:

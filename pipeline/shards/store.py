@@ -24,10 +24,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
+
 from pipeline.console import human_bytes
 from pipeline.errors import UserError
+from pipeline.foreign import read_text
 from pipeline.shards.fetch import GaveUp
 from pipeline.shards.folder import remove_path, shard_files
+from pipeline.shards.sidecar import Count
 
 OURS = re.compile(r"([0-9a-f]{64}(?:\.tar)?)(\.part|\.lock)?")
 CLAIM = re.compile(r"[0-9]+-[0-9a-f]{8}\.claim")
@@ -162,7 +166,7 @@ class Store:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
                 except BlockingIOError:
-                    claimed |= json.loads(path.read_text(encoding="utf-8"))
+                    claimed |= _claim(path)
                 finally:
                     os.close(lock)
         return claimed
@@ -215,6 +219,15 @@ class Store:
                 f"{self.root}: the cache cannot be used: {error}; all who share it must be able to write there "
                 "(chmod g+w, no sticky bit), or give another --cache"
             ) from error
+
+
+def _claim(path: Path) -> dict[str, int]:
+    """What a living job has written. Raises `OSError` where it is none: another user's, perhaps."""
+    try:
+        claim = msgspec.json.decode(read_text(path), type=dict[str, Count])
+    except ValueError as error:
+        raise OSError(f"{path.name} is no claim: {error}") from error
+    return {name: size for name, size in claim.items() if OURS.fullmatch(name)}
 
 
 def _remove(path: Path) -> None:

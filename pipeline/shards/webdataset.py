@@ -18,9 +18,11 @@ from typing import Any, Self
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.foreign import open_plain
 from pipeline.recipe import Recipe
 from pipeline.shards import Frames, Mark, ShardReader, ShardWriter
 from pipeline.shards.codec import Raw, decode_part, get_codec
+from pipeline.shards.description import Description, decode
 from pipeline.shards.sidecar import Place, Sample, crc32c
 
 META_SUFFIX = ".json"
@@ -227,8 +229,11 @@ class TarReader:
             )
         name = (sample.key + self._codec.suffix).encode()
         member = sample.offset - self._head
-        if self._map[max(member, 0) : member + len(name)] != name:
+        if member < 0 or self._map[member : member + len(name)] != name:
             raise UserError(f"{self._path}: {sample.key} is not where its sidecar says; was the set built anew?")
+        head = self._codec.head((sample.frames, *self._frame))
+        if self._map[sample.offset - len(head) : sample.offset] != head:
+            raise UserError(f"{self._path}: {sample.key} does not begin as {sample.frames} frames of this recipe")
 
     def meta(self, sample: Sample) -> dict[str, Any]:
         """See `pipeline.shards.ShardReader.meta`: the member that follows the sample's frames."""
@@ -237,12 +242,13 @@ class TarReader:
         try:
             info = tarfile.TarInfo.frombuf(self._map[start : start + tarfile.BLOCKSIZE], "utf-8", "strict")
             start += tarfile.BLOCKSIZE
-            meta = json.loads(self._map[start : start + info.size])
+            if info.name != sample.key + META_SUFFIX:
+                raise ValueError(f"{info.name!r} stands there")
+            with memoryview(self._map) as data:
+                meta: Description = decode(data[start : start + max(info.size, 0)], Description)
         except (tarfile.HeaderError, ValueError) as error:
             raise UserError(f"{self._path}: no description behind {sample.key}: {error}") from error
-        if info.name != sample.key + META_SUFFIX or not isinstance(meta, dict):
-            raise UserError(f"{self._path}: {info.name} stands where {sample.key}{META_SUFFIX} should be")
-        return meta
+        return meta.as_dict()
 
     def __str__(self) -> str:
         return str(self._path)
@@ -265,7 +271,7 @@ def cut_sizes(frames: int, chunk: int, frame_bytes: int) -> list[int]:
 def map_file(path: Path) -> mmap.mmap:
     """The file, mapped. Raises `UserError` where it is missing or empty."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); build the set again") from error

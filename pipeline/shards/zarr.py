@@ -11,16 +11,20 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import google_crc32c
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.foreign import MOST_TEXT, limited, open_plain
 from pipeline.recipe import Recipe
 from pipeline.shards import Frames, Mark, ShardReader, ShardWriter
 from pipeline.shards.codec import Raw, decode_part, get_codec
-from pipeline.shards.sidecar import Place, Sample, crc32c
+from pipeline.shards.description import Description, decode
+from pipeline.shards.sidecar import Count, Place, Sample, crc32c
 from pipeline.shards.webdataset import map_file
 
 GROUP = "frames.zarr"
@@ -29,6 +33,7 @@ CHUNKS = "c.0.0.0.0"  # the only shard of the array, with "." between the places
 SAMPLE_BYTES = 1024  # about so many describe a sample, or the array
 EMPTY = 2**64 - 1  # how the index says that a chunk is not there
 CHECKSUM = 4  # bytes behind the index
+KindT = TypeVar("KindT")
 CODECS: dict[str, list[dict[str, Any]]] = {
     "raw": [{"name": "bytes"}],
     "zstd": [{"name": "bytes"}, {"name": "zstd", "configuration": {"level": 1, "checksum": False}}],
@@ -173,33 +178,37 @@ class ArrayReader:
         self._path = path
         self._frame = (recipe.height, recipe.width, 3)
         self._codec = get_codec(recipe)
-        self._samples = _described(path / META)
+        self._samples = {item.key: item for item in _described(path / META, _Arrays[_Extent])}
+        self._about: dict[str, Description] = {}
         self._map = map_file(path / CHUNKS)
         self._index = self._read_index()
 
-    def _read_index(self) -> list[tuple[int, int]]:
-        """(start, bytes) of each chunk. Raises `UserError` where the file does not hold what its index says."""
-        frames = max((meta["stop"] for meta in self._samples.values()), default=0)
+    def _read_index(self) -> NDArray[np.uint64]:
+        """[chunks, 2]: start and bytes of each. Raises `UserError` where the file does not hold what its index
+        says."""
+        frames = max((extent.stop for extent in self._samples.values()), default=0)
         chunks = max(1, -(-frames // self._codec.chunk))
         data = self._map[-16 * chunks - CHECKSUM :]
         index, checksum = data[:-CHECKSUM], data[-CHECKSUM:]
         if len(index) != 16 * chunks or google_crc32c.value(index) != int.from_bytes(checksum, "little"):
             raise UserError(f"{self._path / CHUNKS}: its index is damaged; build the set again")
-        numbers = np.frombuffer(index if frames else b"", "<u8").tolist()
-        pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
-        if any(start + size > len(self._map) for start, size in pairs):
+        pairs = np.frombuffer(index if frames else b"", "<u8").astype(np.uint64).reshape(-1, 2)
+        start, size = pairs.T
+        room = np.uint64(len(self._map))
+        if ((size > room) | (start > room) | (start + np.minimum(size, room) > room)).any():
             raise UserError(
                 f"{self._path / CHUNKS}: a chunk ends behind the end of the file; the shard is damaged"
             )
         whole = self._codec.chunk * int(np.prod(self._frame))
-        if isinstance(self._codec, Raw) and pairs != [(i * whole, whole) for i in range(len(pairs))]:
+        follow = np.arange(len(pairs), dtype=np.uint64) * np.uint64(whole)
+        if isinstance(self._codec, Raw) and not ((start == follow) & (size == whole)).all():
             raise UserError(f"{self._path / CHUNKS}: raw chunks do not follow each other; build the set again")
         return pairs
 
     def frames(self, sample: Sample) -> Frames:
         """See `pipeline.shards.ShardReader.frames`."""
         if isinstance(self._codec, Raw):
-            self.meta(sample)
+            self._check(sample)
             start = sample.offset * int(np.prod(self._frame))
             return np.ndarray((sample.frames, *self._frame), np.uint8, self._map, start)
         out = np.empty((sample.frames, *self._frame), np.uint8)
@@ -211,12 +220,12 @@ class ArrayReader:
         if isinstance(self._codec, Raw):
             out[...] = self.frames(sample)[first : first + len(out)]
             return
-        self.meta(sample)
+        self._check(sample)
         length = len(self._index) * self._codec.chunk
         with memoryview(self._map) as data:
 
             def chunk(number: int) -> memoryview:
-                start, size = self._index[number]
+                start, size = self._index[number].tolist()
                 return data[start : start + size]
 
             try:
@@ -230,8 +239,8 @@ class ArrayReader:
 
     def stored(self, sample: Sample, number: int) -> memoryview:
         """See `pipeline.shards.ShardReader.stored`: a chunk of the array, which others may share."""
-        self.meta(sample)
-        start, size = self._index[sample.offset // self._codec.chunk + number]
+        self._check(sample)
+        start, size = self._index[sample.offset // self._codec.chunk + number].tolist()
         return memoryview(self._map)[start : start + size]
 
     def skipped(self, sample: Sample) -> int:
@@ -240,10 +249,16 @@ class ArrayReader:
 
     def meta(self, sample: Sample) -> dict[str, Any]:
         """See `pipeline.shards.ShardReader.meta`: an entry of the array's attribute `samples`."""
-        meta = self._samples.get(sample.key)
-        if meta is None or (meta["start"], meta["stop"]) != (sample.offset, sample.offset + sample.frames):
+        self._check(sample)
+        if not self._about:
+            self._about = {item.key: item for item in _described(self._path / META, _Arrays[Description])}
+        return self._about[sample.key].as_dict()
+
+    def _check(self, sample: Sample) -> None:
+        """The sample is where its sidecar says. Raises `UserError`."""
+        extent = self._samples.get(sample.key)
+        if extent is None or (extent.start, extent.stop) != (sample.offset, sample.offset + sample.frames):
             raise UserError(f"{self._path}: {sample.key} is not where its sidecar says; was the set built anew?")
-        return {name: value for name, value in meta.items() if name not in ("start", "stop")}
 
     def __str__(self) -> str:
         return str(self._path)
@@ -258,16 +273,30 @@ class ArrayReader:
         del self._map
 
 
-def _described(path: Path) -> dict[str, dict[str, Any]]:
-    """The array's samples by key. Raises `UserError`."""
+class _Extent(msgspec.Struct, frozen=True, gc=False):
+    key: str
+    start: Count
+    stop: Count
+
+
+class _Samples(msgspec.Struct, Generic[KindT]):
+    samples: list[KindT]
+
+
+class _Arrays(msgspec.Struct, Generic[KindT]):
+    """What is read of an array's metadata; all else is passed over without being made."""
+
+    attributes: _Samples[KindT]
+
+
+def _described(path: Path, kind: type[_Arrays[KindT]]) -> list[KindT]:
+    """What the array says of its samples. Raises `UserError`."""
     try:
-        samples = json.loads(path.read_text(encoding="utf-8"))["attributes"]["samples"]
-        found = {sample["key"]: sample for sample in samples}
-        if not all(isinstance(s["stop"], int) and 0 <= s["start"] <= s["stop"] for s in found.values()):
-            raise ValueError("a sample's start and stop")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with open_plain(path) as file:
+            found: _Arrays[KindT] = decode(limited(file.read(MOST_TEXT + 1), path.name), kind)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); build the set again") from error
-    return found
+    return found.attributes.samples
 
 
 def _json(values: dict[str, Any]) -> str:

@@ -1,0 +1,206 @@
+"""What a fuzzer throws bytes at: every reader of foreign bytes.
+
+A target ends quietly, or with `UserError` (`ValueError` where a reader says so). All else is a finding.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save, save_file
+
+from fuzz.samples import make_set
+from models.origin import read_origin
+from models.single_frame import SingleFrame
+from models.weights import read_state
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe, read_recipe, recipe_text
+from pipeline.shards import get_format
+from pipeline.shards.checks import check_sample
+from pipeline.shards.codec import get_codec
+from pipeline.shards.folder import LocalFolder
+from pipeline.shards.layout import check_layout, check_place
+from pipeline.shards.sidecar import CHECKSUM, Sidecar, parse_sidecar
+from pipeline.shards.store import Store
+from pipeline.sources import list_videos
+from pipeline.verify_deep import look_inside
+from train.checkpoint import check_shapes, load_checkpoint, load_weights, read_run
+
+SIDE, RUN_SIDE = 8, 40  # pixels of a set, and of the run, whose model wants more than 32
+TARS = ("raw", "zstd", "jpeg")
+ARRAYS = ("raw", "zstd")
+
+
+@dataclass(frozen=True)
+class Target:
+    """`run` takes the bytes; `seeds`: what we write ourselves; `allowed`: how it may refuse."""
+
+    run: Callable[[bytes], None]
+    seeds: tuple[bytes, ...]
+    allowed: tuple[type[Exception], ...] = (UserError,)
+
+
+class Made:
+    """A whole set in a folder of its own, of which a target replaces one file."""
+
+    def __init__(self, folder: Path, shard_format: str, codec: str) -> None:
+        self.recipe = Recipe(width=SIDE, height=SIDE, format=shard_format, codec=codec, max_frames=32)
+        self.root = make_set(folder / f"{shard_format}-{codec}", self.recipe)
+        self.text = (self.root / "train-000000.json").read_text()
+        self.sidecar: Sidecar = parse_sidecar(self.text, "")
+        self.shard = self.root / self.sidecar.shard
+
+    def read(self, _: bytes = b"") -> None:
+        """All that anybody reads of the shard: frames, parts of them, checksums, descriptions; then deep."""
+        with get_format(self.recipe.format).open(self.shard, self.recipe) as reader:
+            for sample in self.sidecar.samples:
+                reader.frames(sample)
+                reader.clip(sample, 1, np.empty((2, SIDE, SIDE, 3), np.uint8))
+                reader.meta(sample)
+                check_sample(reader, sample)
+        look_inside(self.shard, self.sidecar, self.recipe)
+
+
+def _file(path: Path, then: Callable[[bytes], object], data: bytes) -> None:
+    path.write_bytes(data)
+    then(data)
+
+
+def _spoiled(path: Path, whole: bytes, then: Callable[[bytes], object], data: bytes) -> None:
+    """Another target may want the file as it was."""
+    try:
+        _file(path, then, data)
+    finally:
+        path.write_bytes(whole)
+
+
+def _recipe(folder: LocalFolder, data: bytes) -> None:
+    _file(folder.root / "recipe.json", lambda _: read_recipe(folder), data)
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(values, dict):
+        recipe_text(Recipe.from_dict(values))
+
+
+def _sidecar(recipe: Recipe, data: bytes) -> None:
+    sidecar = parse_sidecar(data.decode("utf-8", "replace"), "train-000000.json")
+    check_place(sidecar, "train-000000", recipe)
+    check_layout(sidecar, recipe)
+    parse_sidecar(sidecar.text(), "its own text")
+
+
+def _chunk(recipe: Recipe, data: bytes) -> None:
+    get_codec(recipe).decode(memoryview(data), np.empty((get_codec(recipe).chunk, SIDE, SIDE, 3), np.uint8))
+
+
+def _weights(path: Path, data: bytes) -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    path.write_bytes(data)
+    for read in (
+        lambda: check_shapes(path, lambda: torch.nn.Linear(3, 2), {}),
+        lambda: load_weights(path, model),
+        lambda: load_checkpoint(path, model, optimizer, ()),
+        lambda: read_state(path),
+        lambda: read_origin(path),
+    ):
+        try:
+            read()
+        except (UserError, ValueError):
+            continue
+
+
+def _run(folder: Path, data: bytes) -> None:
+    from train.compute import choose_compute
+    from train.trained import load_trained
+
+    _file(folder / "run.json", lambda _: read_run(folder), data)
+    load_trained(folder, "best", choose_compute("cpu", "fp32"))
+
+
+def _claims(root: Path, data: bytes) -> None:
+    store = Store(root, None)
+    with store.claim({}):
+        for path in root.glob("*.claim"):
+            path.write_bytes(data)
+        with store.claim({"0" * 64 + ".tar": 1}):
+            return
+
+
+def names() -> list[str]:
+    """Of all targets; nothing is made."""
+    sets = [f"webdataset-{codec}" for codec in TARS] + [f"zarr-{codec}" for codec in ARRAYS]
+    shards = [f"shard-{kind}" for kind in sets] + [f"shard-zarr-{codec}-json" for codec in ARRAYS]
+    chunks = [f"chunk-{codec}" for codec in TARS[1:]]
+    return ["recipe", *(f"sidecar-{kind}" for kind in sets), *shards, *chunks, "csv", "claims", "safetensors",
+            "pth", "run"]  # fmt: skip
+
+
+@cache
+def targets() -> dict[str, Target]:
+    """All targets by name. Their folder lives as long as the process."""
+    made = tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+    root = Path(made.name)
+    _keep.append(made)
+    return dict(_pipeline(root)) | dict(_train(root))
+
+
+_keep: list[object] = []
+
+
+def _pipeline(root: Path) -> Iterator[tuple[str, Target]]:
+    sets = [Made(root, "webdataset", codec) for codec in TARS] + [Made(root, "zarr", codec) for codec in ARRAYS]
+    (empty := root / "empty").mkdir()
+    recipes = tuple((one.root / "recipe.json").read_bytes() for one in sets)
+    yield "recipe", Target(partial(_recipe, LocalFolder(empty)), recipes)
+    for one in sets:
+        kind = f"{one.recipe.format}-{one.recipe.codec}"
+        bare = one.text.rpartition(CHECKSUM)[0] + "\n}\n"
+        yield f"sidecar-{kind}", Target(partial(_sidecar, one.recipe), (bare.encode(),))
+        files = [one.shard] if one.shard.is_file() else [one.shard / "zarr.json", one.shard / "c.0.0.0.0"]
+        for file in files:
+            name = f"shard-{kind}" + ("-json" if file.suffix == ".json" else "")
+            yield name, Target(partial(_spoiled, file, file.read_bytes(), one.read), (file.read_bytes(),))
+    for one in sets[1:3]:
+        whole, sizes = one.shard.read_bytes(), one.sidecar.samples[0].sizes
+        start = one.sidecar.samples[0].offset
+        chunk = whole[start : start + sizes[0]]
+        yield f"chunk-{one.recipe.codec}", Target(partial(_chunk, one.recipe), (chunk,), (ValueError,))
+    rows = b'path,label,split,group,key\na.mp4,cats,train,g,k\nfile:///b.mp4,dogs,val,,\n"c,\n.mp4",x,,,\n'
+    (root / "a.mp4").touch()
+    yield "csv", Target(partial(_file, root / "videos.csv", lambda _: list_videos(root / "videos.csv")), (rows,))
+    (root / "store").mkdir()
+    yield "claims", Target(partial(_claims, root / "store"), (json.dumps({"1" * 64 + ".tar": 5}).encode(),))
+
+
+def _train(root: Path) -> Iterator[tuple[str, Target]]:
+    model = torch.nn.Linear(3, 2)
+    about = {"family": "single_frame", "options": {}, "mean": [0.5] * 3, "std": [0.5] * 3, "grid": [1, 2, 3]}
+    tensors = dict(model.state_dict())
+    checkpoint = {f"model/{name}": tensor for name, tensor in tensors.items()}
+    checkpoint |= {f"optimizer/0/{name}": torch.zeros(2, 3) for name in ("exp_avg", "exp_avg_sq")}
+    seeds = save(tensors, {"reelcache": json.dumps(about)}), save(checkpoint, {"state": json.dumps({"epoch": 1})})
+    yield "safetensors", Target(partial(_weights, root / "weights.safetensors"), seeds)
+    pickled = []
+    for zipped in (True, False):
+        torch.save({"state_dict": tensors}, root / "seed.pth", _use_new_zipfile_serialization=zipped)
+        pickled.append((root / "seed.pth").read_bytes())
+    read = partial(_file, root / "weights.pth", lambda _: read_state(root / "weights.pth"))
+    yield "pth", Target(read, tuple(pickled), (ValueError,))
+    run = root / "run"
+    run.mkdir()
+    family = SingleFrame(num_classes=2, num_frames=4, size=(RUN_SIDE, RUN_SIDE))
+    save_file(dict(family.state_dict()), run / "best.safetensors")
+    said = {
+        "model": "single_frame", "settings": {"frames": 4, "shards": "set", "input": "rgb", "options": {}},
+        "labels": ["cats", "dogs"], "mean": [0.4] * 3, "std": [0.2] * 3, "fingerprint": "f", "shards_digest": "d",
+        "sample_frames": 20, "frames_recipe": Recipe(width=RUN_SIDE, height=RUN_SIDE).as_dict(),
+    }  # fmt: skip
+    yield "run", Target(partial(_run, run), (json.dumps(said).encode(),))
