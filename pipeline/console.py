@@ -71,14 +71,9 @@ def print_table(
     for row in rows:
         table.add_row(*(Text(_printable(str(cell))) for cell in row))
     # A pipe has no width of its own.
-<<<<<<< HEAD
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(Text(_printable(title), "bold"))
-=======
     stream = sys.stderr if err else sys.stdout
     console = Console(width=None if stream.isatty() else 120, stderr=err)
-    console.print(Text(title, "bold"))
->>>>>>> main
+    console.print(Text(_printable(title), "bold"))
     console.print(table)
 
 
