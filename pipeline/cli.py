@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli_preview import preview
 from pipeline.cli_share import COMMANDS
 from pipeline.console import PLACE, Commands, human_bytes, json_option, print_json, print_table, progress, warn
 
@@ -31,7 +32,7 @@ def main() -> None:
     """
 
 
-for command in COMMANDS:
+for command in (*COMMANDS, preview):
     main.add_command(command)
 
 

@@ -21,6 +21,8 @@ TRAIN_MAY_USE = (
     "pipeline.foreign",
     "pipeline.recipe",
     "pipeline.report",
+    "pipeline.page",
+    "pipeline.sprites",
 )
 # Whoever predicts from raw videos or streams does it through the offline stage's own code.
 PREDICT_MAY_USE = (*TRAIN_MAY_USE, "pipeline.decode")

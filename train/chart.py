@@ -24,11 +24,15 @@ STYLE = """
 
 @dataclass(frozen=True)
 class Line:
-    """A curve through points of (x, y), named in the legend, in colour number `colour`."""
+    """A curve through points of (x, y), named in the legend (unless ""), in colour number `colour`.
+
+    `dots`: its points are marked, so that one alone is seen, too.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
     colour: int = 0
+    dots: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart. `x_range` and `y_range` are what its sides show; `log_x`: tens on the horizontal axis."""
+    """One chart. `x_range` and `y_range` are what its sides show; `log_x`: tens on the horizontal axis;
+    `legend_above`: the names of its lines stand at the top."""
 
     title: str
     x_label: str
@@ -55,6 +60,7 @@ class Panel:
     y_range: tuple[float, float] = (0.0, 1.0)
     log_x: bool = False
     diagonal: bool = False
+    legend_above: bool = False
 
 
 def write_svg(file: Path, panels: Sequence[Panel]) -> None:
@@ -68,6 +74,13 @@ def write_svg(file: Path, panels: Sequence[Panel]) -> None:
     write_text(
         file, f'{head}\n<style>{STYLE}</style>\n<rect class="page" width="100%" height="100%"/>\n{drawn}</svg>\n'
     )
+
+
+def draw_inside(panel: Panel) -> str:
+    """One panel as an `svg` element for a page that has STYLE among its own."""
+    wide, high = SIDE + GAP + 24, SIDE + 2 * GAP - 12
+    head = f'<svg viewBox="0 0 {wide} {high}" role="img" aria-label="{escape(panel.title)}">'
+    return f'{head}<g transform="translate({GAP} {GAP - 16})">{_panel(panel)}</g></svg>'
 
 
 def _panel(panel: Panel) -> str:
@@ -92,9 +105,13 @@ def _panel(panel: Panel) -> str:
         colour = COLOURS[line.colour % len(COLOURS)]
         path = "M" + "L".join(at(x, y) for x, y in line.points)
         parts.append(f'<path class="curve" stroke="{colour}" d="{path}"/>')
-        y = SIDE - 12 - 20 * (len(panel.lines) - 1 - number)
-        parts.append(f'<path class="curve" stroke="{colour}" d="M{SIDE - 30} {y - 4}h20"/>')
-        parts.append(_text(SIDE - 36, y, line.name, "end"))
+        for point in line.points if line.dots else ():
+            cx, cy = at(*point).split()
+            parts.append(f'<circle cx="{cx}" cy="{cy}" r="3" fill="{colour}"/>')
+        y = 20 + 20 * number if panel.legend_above else SIDE - 12 - 20 * (len(panel.lines) - 1 - number)
+        if line.name:
+            parts.append(f'<path class="curve" stroke="{colour}" d="M{SIDE - 30} {y - 4}h20"/>')
+            parts.append(_text(SIDE - 36, y, line.name, "end"))
     parts += _points(panel.points, at)
     return "\n".join(parts) + "\n"
 
@@ -132,6 +149,9 @@ def _ticks(ends: tuple[float, float], *, log: bool = False) -> list[float]:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         return [step * 10.0**n for n in powers for step in (1, 3) if low <= step * 10.0**n <= high]
     step = 0.1 if high - low < 0.75 else 0.2
+    if high - low > 1.5 or high - low < 0.25:  # 1, 2 or 5 of whatever gives a handful
+        power = 10.0 ** math.floor(math.log10((high - low) / 4))
+        step = next(power * factor for factor in (1, 2, 5, 10) if (high - low) / (power * factor) <= 5)
     return [n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 

@@ -11,6 +11,7 @@ from pipeline.console import Commands, json_option, print_json, print_table
 from train.cli_eval import compare, evaluate, score_rows
 from train.cli_pretrain import pretrain
 from train.cli_recipe import config_option, family_option, make_recipe, recipe_options, stopping_options
+from train.cli_report import report
 from train.cli_training import DEFAULT_RUNS, DEFAULT_SHARDS, claim, fit, run_options, saved_settings
 from train.cli_use import export, predict
 from train.cli_watch import watch
@@ -30,6 +31,7 @@ def main() -> None:
 main.add_command(predict)
 main.add_command(export)
 main.add_command(watch)
+main.add_command(report)
 main.add_command(pretrain)
 
 

@@ -74,12 +74,19 @@ def write_markdown(file: Path, found: dict[str, Any]) -> None:
 
 def write_plot(file: Path, found: dict[str, Any]) -> None:
     """Accuracy over parameters, as SVG."""
+    write_svg(file, [accuracy_panel(found, "parameters", "Accuracy and size")])
+
+
+def accuracy_panel(found: dict[str, Any], name: str, title: str, unit: str = "") -> Panel:
+    """Accuracy over what each row has under `name`."""
     rows = [row for row in found["rows"] if "failed" not in row]
-    points = [Point(row["model"], row["parameters"], row["accuracy"], *row["accuracy_interval"]) for row in rows]
-    sizes = [row["parameters"] for row in rows] or [1, 10]
+    sizes = [max(row[name], 0.01) for row in rows] or [1, 10]  # a tiny model's GFLOPs are rounded to 0
+    points = [
+        Point(row["model"], size, row["accuracy"], *row["accuracy_interval"])
+        for row, size in zip(rows, sizes, strict=False)
+    ]
     low = min([0.5, *(point.low for point in points)])
-    panel = Panel(
-        "Accuracy and size", "parameters", "accuracy, with its 95 % interval", points=points, log_x=True,
+    return Panel(
+        title, unit or name, "accuracy, with its 95 % interval", points=points, log_x=True,
         x_range=(min(sizes) / 2, max(sizes) * 2), y_range=(int(low * 10) / 10, 1.0),
     )  # fmt: skip
-    write_svg(file, [panel])

@@ -45,7 +45,12 @@ def _no_formula(name: str) -> str:
 
 
 def write_curves(file: Path, found: Evaluation) -> None:
-    """ROC and precision over recall, as SVG: of two classes one ROC curve, else one a class against the rest."""
+    """ROC and precision over recall, as SVG."""
+    write_svg(file, curve_panels(found))
+
+
+def curve_panels(found: Evaluation) -> list[Panel]:
+    """ROC, and precision over recall: of two classes one ROC curve, else one a class against the rest."""
     metrics, (_, probabilities, labels) = found.metrics, _columns(found)
     names = metrics["labels"]
     defined = [k for k in range(len(names)) if 0 < (labels == k).sum() < len(labels)]
@@ -58,13 +63,10 @@ def write_curves(file: Path, found: Evaluation) -> None:
         name = f"{names[k]}, {metrics['pr_auc_by_label'][names[k]]:.3f}"
         precision.append(Line(name, list(zip(recall.tolist(), right.tolist(), strict=True)), k))
     area = "undefined" if metrics["roc_auc"] is None else f"{metrics['roc_auc']:.3f}"
-    write_svg(
-        file,
-        [
-            Panel(f"ROC, area {area}", "false positive rate", "true positive rate", roc, diagonal=True),
-            Panel("Precision and recall, with area", "recall", "precision", precision),
-        ],
-    )
+    return [
+        Panel(f"ROC, area {area}", "false positive rate", "true positive rate", roc, diagonal=True),
+        Panel("Precision and recall, with area", "recall", "precision", precision),
+    ]
 
 
 def worst_mistakes(found: Evaluation, count: int = SHOWN) -> list[int]:
