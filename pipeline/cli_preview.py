@@ -9,7 +9,8 @@ from pipeline.console import PLACE, human_bytes, json_option, print_json, progre
 
 @click.command()
 @click.argument("shards", metavar="SET", type=PLACE)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="preview.html", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="preview.html", show_default=True,
+              help="The file to write.")  # fmt: skip
 @click.option("--videos", type=click.IntRange(1, 2000), default=200, show_default=True,
               help="Show so many; of more, a sample by split and label.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed, another sample.")

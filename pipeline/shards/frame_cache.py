@@ -30,6 +30,7 @@ SILENCE = 900.0  # seconds without a word, in which a file system tries again an
 REST = 300.0  # seconds for which a cache that failed is left alone
 ONLY = "train-000000"  # what a set with a single shard calls it
 AT_ONCE = 8
+NOBODYS = "-"  # the label of frames that belong to whoever has the same bytes
 
 GotT = TypeVar("GotT")
 Fresh = tuple[tuple[Sample, ...], Broken | None]  # a video's samples, and what is known of a break behind them
@@ -96,13 +97,13 @@ class FrameCache:
             writer = self._format.create(made, self._recipe)
             for index, old in enumerate(samples):
                 key = f"{source}#{index:04d}"
-                names = {"key": key, "video": source, "label": "", "group": source}
+                names = {"key": key, "video": source, "label": NOBODYS, "group": source}
                 place = writer.copy(key, reader, old, {**reader.meta(old), **names, "split": "train"})
                 stood.append(msgspec.structs.replace(old, **names, **place._asdict()))
             writer.close()
             stood = [msgspec.structs.replace(sample, crc32c=writer.checksums(sample)) for sample in stood]
             size, sha256 = measure(made)
-            breaks = (Broken(source, "", source, source, damaged.reason, damaged.frames),) if damaged else ()
+            breaks = (Broken(source, NOBODYS, source, source, damaged.reason, damaged.frames),) if damaged else ()
             head = self._format.name(ONLY), self._recipe.fingerprint, "train", 0, 1, size, sha256
             sidecar = Sidecar(*head, samples=tuple(stood), rejected=(), damaged=breaks)
             self._folder.put(made, name)
