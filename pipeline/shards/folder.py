@@ -336,12 +336,16 @@ class LocalFolder:
     def _flushed(self, name: str, text: str) -> Path:
         self._make_parents(self.root / name)
         made = self._temporary(name)
-        with made.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            if not _is_hidden(name):
-                os.fsync(file.fileno())
-        self._open_up(made)
+        try:
+            with made.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                if not _is_hidden(name):
+                    os.fsync(file.fileno())
+            self._open_up(made)
+        except OSError:  # a full disk: nobody sweeps what a living process has left
+            made.unlink(missing_ok=True)
+            raise
         return made
 
     def _flush(self) -> None:
