@@ -127,7 +127,7 @@ def test_four_builders_decode_each_video_once(videos: Path, bucket: str, tmp_pat
 def test_one_of_four_is_killed(videos: Path, bucket: str, tmp_path: Path, place: str, exhaustive: bool) -> None:
     shard_of = {s.video: item.shard for item in read_set(videos / "alone").sidecars for s in item.samples}
     dice, landed, twice, kills = random.Random(place), 0, 0, 10 if exhaustive else 1
-    for attempt in range(3 * kills):
+    for attempt in range(3 * kills + 7):  # some are killed too early or too late
         out = str(tmp_path / f"set{attempt}") if place == "folder" else f"{bucket}/killed{attempt}"
         said, decoded, hit = four_builders(videos, out, tmp_path / f"log{attempt}", dice)
         again = {video for video, count in decoded.items() if count > 1}
