@@ -13,8 +13,8 @@ space or time to start with: they get the `mini` scale, frame differences for in
 Differences show motion to whoever looks at one frame: the last row says what single_frame makes of them.
 
 Last result, 2026-11-22, 64 val videos: single_frame 0.594, late_fusion 0.578 (chance is within their intervals);
-early_fusion, cnn_lstm and s3d 1.000, cnn_mamba 0.984; vivit 0.922 (0.830 to 0.966), videomae 0.906 (0.810 to
-0.956), these two by `train run` with the same flags, best epoch. On colours alone they stayed at chance.
+early_fusion, cnn_lstm and s3d 1.000, cnn_mamba 0.984; videomae 0.969 (0.893 to 0.991), vivit 0.938 (0.850 to
+0.975). The row of single_frame on differences was not run. On colours alone transformers stayed at chance.
 """
 
 import json
