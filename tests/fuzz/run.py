@@ -6,17 +6,76 @@ A finding: an exception that a target does not allow, more than 5 s, more than 1
 import argparse
 import hashlib
 import json
+import resource
 import subprocess
 import sys
 import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fuzz.targets import Target
 
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 SECONDS_EACH, MEGABYTES = 5, 1024
+
+
+class Watch:
+    """Runs a target on one input after another and keeps what it finds in `corpus`; `<name>.json` has the sums."""
+
+    def __init__(self, name: str, target: "Target", corpus: Path) -> None:
+        self._name, self._target, self._corpus = name, target, corpus
+        self._tally = corpus / f"{name}.json"
+        past: dict[str, Any] = {"executions": 0, "seconds": 0.0, "findings": {}}
+        if self._tally.exists():
+            past |= json.loads(self._tally.read_text())
+        self._past, self._found = past, dict[str, int](past["findings"])
+        self._count, self._told, self._began = 0, 0.0, time.monotonic()
+        self._start = _peak()
+
+    def one(self, data: bytes) -> None:
+        """Run the target on these bytes."""
+        before = time.process_time()
+        try:
+            self._target.run(data)
+        except self._target.allowed:
+            pass
+        except Exception as error:
+            self._keep(_place(error), data)
+        if (took := time.process_time() - before) > SECONDS_EACH:
+            self._keep(f"slow: {took:.0f} s", data)
+        if _peak() > self._start + MEGABYTES:
+            self._keep("memory", data)
+        self._count += 1
+        self._tell(time.monotonic())
+
+    def _keep(self, kind: str, data: bytes) -> None:
+        if kind not in self._found:
+            digest = hashlib.sha256(kind.encode()).hexdigest()[:8]
+            (self._corpus / f"finding-{self._name}-{digest}").write_bytes(data)
+        self._found[kind] = self._found.get(kind, 0) + 1
+
+    def _tell(self, now: float) -> None:
+        """Write the sums, at most once a second: atheris ends the process without a word."""
+        if self._count == 1 or now > self._told + 1:
+            self._told, past = now, self._past
+            sums = {"executions": past["executions"] + self._count, "seconds": past["seconds"] + now - self._began}
+            self._tally.write_text(json.dumps({**sums, "findings": self._found}))
+
+
+def _peak() -> int:
+    """The most memory that this process has held so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _place(error: Exception) -> str:
+    """The kind of an error, and the line of ours that it came through last."""
+    trace = list(traceback.extract_tb(error.__traceback__))
+    last = ([frame for frame in trace if str(TESTS.parent) in frame.filename] or trace)[-1]
+    return f"{type(error).__name__} at {last.filename}:{last.lineno}"
 
 
 def fuzz(name: str, corpus: Path, seconds: int) -> None:
@@ -25,61 +84,22 @@ def fuzz(name: str, corpus: Path, seconds: int) -> None:
 
     with atheris.instrument_imports(include=["pipeline", "models", "train"]):
         from fuzz.targets import targets
-    import resource
 
-    target = targets()[name]
-    for seed in target.seeds:  # what is imported on first use is no finding
-        with suppress(*target.allowed):
-            target.run(seed)
-    own = corpus / name
+    target, own = targets()[name], corpus / name
     own.mkdir(parents=True, exist_ok=True)
     for seed in target.seeds:
+        with suppress(*target.allowed):
+            target.run(seed)  # what is imported on first use is no finding
         (own / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
-    found: dict[str, int] = {}
-    tally = corpus / f"{name}.json"
-    past: dict[str, Any] = {"executions": 0, "seconds": 0.0, "findings": {}}
-    if tally.exists():
-        past = json.loads(tally.read_text())
-    found |= past["findings"]
-    count, told, began = 0, 0.0, time.monotonic()
     resource.setrlimit(resource.RLIMIT_DATA, (2 * MEGABYTES << 20, 2 * MEGABYTES << 20))
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-    def keep(kind: str, data: bytes) -> None:
-        if kind not in found:
-            digest = hashlib.sha256(kind.encode()).hexdigest()[:8]
-            (corpus / f"finding-{name}-{digest}").write_bytes(data)
-        found[kind] = found.get(kind, 0) + 1
-
-    def one(data: bytes) -> None:
-        before = time.process_time()
-        try:
-            target.run(data)
-        except target.allowed:
-            pass
-        except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)
-            ours = [frame for frame in place if str(TESTS.parent) in frame.filename] or list(place)
-            keep(f"{type(error).__name__} at {ours[-1].filename}:{ours[-1].lineno}", data)
-        now, took = time.monotonic(), time.process_time() - before
-        if took > SECONDS_EACH:
-            keep(f"slow: {took:.0f} s", data)
-        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 > start + MEGABYTES:
-            keep("memory", data)
-        nonlocal count, told
-        count += 1
-        if count == 1 or now > told + 1:
-            told = now
-            sums = {"executions": past["executions"] + count, "seconds": past["seconds"] + now - began}
-            tally.write_text(json.dumps({**sums, "findings": found}))
-
     limits = [
         f"-max_total_time={seconds}",
         "-timeout=20",
         f"-rss_limit_mb={2 * MEGABYTES}",
         "-print_final_stats=1",
     ]
-    atheris.Setup([sys.argv[0], str(own), *limits, "-max_len=32768", "-verbosity=0"], one)
+    arguments = [sys.argv[0], str(own), *limits, "-max_len=32768", "-verbosity=0"]
+    atheris.Setup(arguments, Watch(name, target, corpus).one)
     atheris.Fuzz()
 
 
