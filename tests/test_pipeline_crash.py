@@ -42,8 +42,13 @@ def kill_and_go_on(source: Path, root: Path, expected: dict[str, bytes], kills: 
         if landed == kills:
             break
         if not unfinished:
+            assert_it_ends_the_same(source, root, expected)
             shutil.rmtree(root)
     assert landed == kills
+    assert_it_ends_the_same(source, root, expected)
+
+
+def assert_it_ends_the_same(source: Path, root: Path, expected: dict[str, bytes]) -> None:
     time.sleep(1)  # orphaned workers notice and go
     assert start_build(source, root, 2).wait() == 0
     assert set_bytes(root) == expected

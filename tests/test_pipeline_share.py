@@ -219,6 +219,7 @@ def test_killed_pushes_go_on_and_end_the_same(many: Path, tmp_path: Path, kills:
             time.sleep(dice.uniform(0, 0.8))
             push.kill()
             if push.wait() == 0:  # it was through
+                assert set_bytes(target) == set_bytes(many)
                 shutil.rmtree(target)
                 continue
             landed += 1
