@@ -1,5 +1,6 @@
 """Servers on loopback that serve a set, and go wrong when told to."""
 
+import random
 import shutil
 import socket
 import struct
@@ -20,12 +21,13 @@ from pipeline.shards.cache import ShardCache
 from pipeline.shards.index import ShardSet, read_set
 
 FAULTS = ("cut", "500", "short", "flip", "long")
+AT_RANDOM = ("reset", "stall", "500", "cut", "lost")
 
 
 class FarServer(ThreadingHTTPServer):
     """Counts GETs by the last part of their path. `faults`: by that name, what goes wrong with each next one.
 
-    `held`: names that end so are answered only after `release` is set.
+    `held`: names that end so are answered only after `release` is set. `go_wrong`: any request may.
     """
 
     daemon_threads = True
@@ -37,6 +39,8 @@ class FarServer(ThreadingHTTPServer):
         self.faults: dict[str, list[str]] = {}
         self.held: set[str] = set()
         self.release = threading.Event()
+        self.done_wrong: Counter[str] = Counter()
+        self._dice, self._share = random.Random(0), 0.0
         self.delay = 0.0
         self.now = self.peak = 0
         self.lock = threading.Lock()
@@ -49,14 +53,29 @@ class FarServer(ThreadingHTTPServer):
         """How often each tar was asked for."""
         return {name: count for name, count in self.counts.items() if name.endswith(".tar")}
 
+    def go_wrong(self, seed: int, share: float) -> None:
+        """From now on do this share of all requests wrong, at random: torn down before or (lost) after they were
+        done, never answered to the end, refused with 500, answered by half."""
+        with self.lock:
+            self._dice, self._share = random.Random(seed), share
+
+    def drawn(self) -> str | None:
+        """What goes wrong with the next request."""
+        with self.lock:
+            fault = self._dice.choice(AT_RANDOM) if self._dice.random() < self._share else None
+            self.done_wrong.update([fault] if fault else [])
+        return fault
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that go away are what is tested here."""
 
 
 def _fault(handler: BaseHTTPRequestHandler) -> str | None:
-    """Note a GET, and say what is to go wrong with it."""
+    """Note a request, and say what is to go wrong with it. Only GETs are counted."""
     server = handler.server
     assert isinstance(server, FarServer)
+    if handler.command != "GET":
+        return server.drawn()
     name = handler.path.partition("?")[0].rpartition("/")[2]
     with server.lock:
         server.counts[name] += 1
@@ -69,7 +88,7 @@ def _fault(handler: BaseHTTPRequestHandler) -> str | None:
         server.now -= 1
     if name in server.held:
         server.release.wait(60)
-    return fault
+    return fault or server.drawn()
 
 
 def _answer(
@@ -80,7 +99,9 @@ def _answer(
     assert isinstance(server, FarServer)
     if fault == "flip":
         body = body[:half] + bytes([body[half] ^ 1]) + body[half + 1 :]
-    if fault == "reset":
+    if fault == "stall" and not body:
+        server.release.wait(60)
+    if fault in ("reset", "lost") or (fault in ("stall", "cut") and not body):
         linger = struct.pack("ii", 1, 0)  # the connection is not closed but torn down
         handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         handler.close_connection = True
@@ -104,7 +125,8 @@ def _files(folder: Path) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             if fault := _fault(self):
-                _answer(self, 200, {}, Path(self.translate_path(self.path)).read_bytes(), fault)
+                path = Path(self.translate_path(self.path))
+                _answer(self, 200, {}, b"a list" if path.is_dir() else path.read_bytes(), fault)
             else:
                 super().do_GET()
 
@@ -117,22 +139,23 @@ def _files(folder: Path) -> type[BaseHTTPRequestHandler]:
 def _proxy(upstream: str) -> type[BaseHTTPRequestHandler]:
     class Proxy(BaseHTTPRequestHandler):
         def _forward(self) -> None:
-            fault = _fault(self) if self.command == "GET" else None
-            request = urllib.request.Request(upstream + self.path, method=self.command)
+            fault, sent = _fault(self), self._sent()
+            if fault in ("reset", "500"):  # nobody hears of the request
+                _answer(self, 500, {}, b"", fault)
+                return
+            kind = {"Content-Type": "application/octet-stream"}  # else urllib calls it a form
+            request = urllib.request.Request(upstream + self.path, sent, kind, method=self.command)
             for name, value in self.headers.items():
-                if name.lower() not in ("host", "connection", "content-length"):
+                if name.lower() not in ("host", "connection", "content-length", "expect"):
                     request.add_header(name, value)
             try:
                 with urllib.request.urlopen(request) as got:
                     status, headers, data = got.status, got.headers, got.read()
             except urllib.error.HTTPError as error:
                 status, headers, data = error.code, error.headers, error.read()
-            kept = {
-                k: v
-                for k, v in headers.items()
-                if k.lower() not in ("content-length", "connection", "date", "server")
-            }
-            if self.command == "HEAD":
+            dropped = ("content-length", "connection", "date", "server")
+            kept = {name: value for name, value in headers.items() if name.lower() not in dropped}
+            if self.command == "HEAD" and not fault:
                 self.send_response(status)
                 for name, value in {**kept, "Content-Length": headers["Content-Length"] or "0"}.items():
                     self.send_header(name, value)
@@ -140,7 +163,15 @@ def _proxy(upstream: str) -> type[BaseHTTPRequestHandler]:
             else:
                 _answer(self, status, kept, data, fault or "")
 
-        do_GET = do_HEAD = _forward
+        def _sent(self) -> bytes | None:
+            """The body of the request, if it has one."""
+            if self.headers.get("Expect"):
+                self.send_response_only(100)
+                self.end_headers()
+            length = self.headers.get("Content-Length")
+            return self.rfile.read(int(length)) if length else None
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -150,7 +181,7 @@ def _proxy(upstream: str) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def serving(source: Path | str) -> Iterator[FarServer]:
-    """A server of a folder's files, or one that stands before another server and passes reads on."""
+    """A server of a folder's files, or one that stands before another server and passes requests on."""
     server = FarServer(_proxy(source) if isinstance(source, str) else _files(source))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -1,0 +1,141 @@
+"""Servers that reset, stall, answer 500, cut bodies and lose answers at random.
+
+A command succeeds or says one clear line, in time; run again, with a healthy server, it leaves the set that an
+undisturbed one leaves.
+"""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import fsspec
+import pytest
+from conftest import build, set_bytes, write_video
+from far import FarServer, serving
+
+from pipeline.verify import verify_set
+
+# The servers here stall for a minute: whoever waits for so long without a time-out is found by `LONGEST`.
+IMPATIENT = """
+from pipeline import places
+from pipeline.shards import fetch
+places.SILENCE, fetch.PAUSE = 0.5, 0.01
+from pipeline.cli import main
+main()
+"""
+LONGEST = 240  # seconds for a command, however much goes wrong
+BUILD = ("--size", "32", "--videos-per-shard", "2", "--workers", "0")
+
+
+@dataclass
+class World:
+    """Videos and their set, here, in a bucket and on a web server; both servers go wrong when told to."""
+
+    videos: Path
+    whole: Path
+    bucket: str
+    s3: FarServer
+    web: FarServer
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+    def run(self, *arguments: object) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-c", IMPATIENT, *map(str, arguments)]
+        environment = {**os.environ, "AWS_ENDPOINT_URL": self.s3.url}
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=LONGEST, check=False
+        )
+        errors = [line for line in ended.stderr.splitlines() if line.startswith("Error:")]
+        assert "Traceback" not in ended.stderr, ended.stderr
+        assert len(errors) == (ended.returncode != 0), ended.stderr
+        assert ended.returncode in (0, 1, 2)
+        return ended
+
+    def disturbed(self, seed: int, share: float, *arguments: object) -> None:
+        """Run the command while this share of all requests goes wrong, and then again while none does."""
+        for server in (self.s3, self.web):
+            server.go_wrong(seed, share)
+        first = self.run(*arguments)
+        for server in (self.s3, self.web):
+            server.go_wrong(0, 0.0)
+        self.outcomes["failed" if first.returncode else "succeeded"] += 1
+        again = self.run(*arguments)
+        assert again.returncode == 0, (first.stderr, again.stderr)
+
+    @property
+    def faults(self) -> Counter[str]:
+        return self.s3.done_wrong + self.web.done_wrong
+
+
+@pytest.fixture(scope="module")
+def world(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    root = tmp_path_factory.mktemp("faults")
+    for number in range(8):
+        path = root / "videos" / ("cats", "dogs")[number % 2] / f"{number}.mp4"
+        write_video(path, frames=20 + number, salt=number)
+    rows = [f"cats/{number}.mp4,cats" if number % 2 == 0 else f"dogs/{number}.mp4,dogs" for number in range(8)]
+    (root / "videos" / "list.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    build(root / "videos", root / "set")
+    bucket_files = fsspec.filesystem("s3")
+    bucket_files.put(f"{root}/videos/", f"{bucket}/videos/", recursive=True)
+    bucket_files.put(f"{root}/set/", f"{bucket}/set/", recursive=True)
+    with serving(os.environ["AWS_ENDPOINT_URL"]) as s3, serving(root) as web:
+        yield World(root / "videos", root / "set", bucket, s3, web)
+
+
+def objects(url: str) -> dict[str, bytes]:
+    """All that stands below the URL in the bucket, by its name there."""
+    system, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    return {name[len(root) + 1 :]: system.cat_file(name) for name in system.find(root)}
+
+
+def push(world: World, scratch: Path, seed: int, share: float) -> None:
+    out = f"{world.bucket}/pushed-{scratch.name}"
+    world.disturbed(seed, share, "push", world.whole, out, "--jobs", 2)
+    assert objects(out) == set_bytes(world.whole) and not verify_set(out).damage
+
+
+def pull(world: World, scratch: Path, seed: int, share: float) -> None:
+    world.disturbed(seed, share, "pull", f"{world.bucket}/set", scratch / "set", "--jobs", 2)
+    assert set_bytes(scratch / "set") == set_bytes(world.whole) and not verify_set(scratch / "set").damage
+
+
+def build_in_the_bucket(world: World, scratch: Path, seed: int, share: float) -> None:
+    out = f"{world.bucket}/built-{scratch.name}"
+    world.disturbed(seed, share, "build-shards", f"{world.bucket}/videos", "--out", out, *BUILD)
+    assert objects(out) == set_bytes(world.whole) and not verify_set(out).damage
+
+
+def pull_from_the_web(world: World, scratch: Path, seed: int, share: float) -> None:
+    world.disturbed(seed, share, "pull", f"{world.web.url}/set", scratch / "set", "--jobs", 2)
+    assert set_bytes(scratch / "set") == set_bytes(world.whole) and not verify_set(scratch / "set").damage
+
+
+def build_from_the_web(world: World, scratch: Path, seed: int, share: float) -> None:
+    command = ("build-shards", f"{world.web.url}/videos/list.csv", "--out", scratch / "set", *BUILD)
+    world.disturbed(seed, share, *command)
+    assert set_bytes(scratch / "set") == set_bytes(world.whole) and not verify_set(scratch / "set").damage
+
+
+COMMANDS = (push, pull, build_in_the_bucket, pull_from_the_web, build_from_the_web)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
+def test_after_a_rerun_nothing_is_lost_or_doubled(
+    world: World, tmp_path: Path, command: object, exhaustive: bool
+) -> None:
+    assert callable(command)
+    dice, before = random.Random(command.__name__), world.faults
+    world.outcomes.clear()
+    for number in range(10 if exhaustive else 1):
+        (scratch := tmp_path / f"{command.__name__}-{number}").mkdir()
+        command(world, scratch, dice.randrange(1000), dice.choice((0.05, 0.2, 0.4)) if exhaustive else 0.2)
+        shutil.rmtree(scratch)
+    done = world.faults - before
+    sys.stdout.write(f"{command.__name__}: {dict(world.outcomes)}, {sum(done.values())} faults: {dict(done)}\n")
+    assert sum(done.values()) > 0
