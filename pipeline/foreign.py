@@ -8,12 +8,17 @@ import json
 import os
 import re
 import stat
+from contextlib import suppress
+from functools import cache
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import UserError
+
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 MOST_TEXT = 1 << 27  # bytes of a sidecar, or of an array's description; both are read into checked structs
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 MOST_JSON = 1 << 24  # bytes of any other JSON: `[[],[],…` takes 24 times its length as Python objects
 
 
@@ -45,6 +50,24 @@ def limited(data: bytes, name: str, most: int = MOST_TEXT) -> bytes:
     if len(data) > most:
         raise OverlongError(f"{name} has more than {most} bytes, and no such file needs them")
     return data
+
+
+@cache
+def memory() -> int:
+    """Bytes of memory that this machine has, or the container that this process is in."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in LIMITS:
+        with suppress(OSError, ValueError):  # no container, or one without a limit
+            found.append(int(Path(path).read_text(encoding="ascii")))
+    return min(found)
+
+
+def check_room(size: int, what: str) -> None:
+    """Before `size` bytes are asked for. Raises `UserError` where the machine has not so many: asking would end
+    the process, now or when they are written."""
+    if size > memory():
+        there = f"this machine has {memory() / 1e9:,.0f} GB"
+        raise UserError(f"{what}: would take {size / 1e9:,.0f} GB of memory, and {there}")
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -2,19 +2,26 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from pipeline.errors import UserError
 from pipeline.report import Report, no_report
 
-SILENCE = 30.0  # seconds in which an HTTP server must say something; a stream may take as long as it likes
+SILENCE = 30.0  # seconds in which a server must say something; a stream may take as long as it likes
+PAUSES = (0.2, 1.0, None)  # seconds between the tries of what is small: an index is many texts, and one may fail
 SLOWEST_LINE = 100_000  # bytes a second: an upload may take so long without a word
 NAMED = frozenset(["s3", "s3a", "gs", "gcs", "http", "https"])  # where a path alone leads nowhere
+HTTP = frozenset(["http", "https"])
+# s3fs asks five times, and each time botocore three: a silent server is given up after less than four minutes.
+S3_CONFIG = {"retries": {"mode": "standard", "total_max_attempts": 3}}
+
+AnswerT = TypeVar("AnswerT")
 
 
 def is_url(place: Path | str) -> bool:
@@ -65,11 +72,14 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 def _patience(url: str) -> dict[str, Any]:
     """Timeouts where fsspec has none that fit: by default a download over HTTP ends after five minutes. A user's
-    own `client_kwargs` in ~/.config/fsspec stay."""
+    own `client_kwargs` (S3: `config_kwargs`) in ~/.config/fsspec stay."""
     import fsspec
 
     scheme = url.partition("://")[0]
-    if scheme not in ("http", "https") or "client_kwargs" in fsspec.config.conf.get(scheme, {}):
+    own = fsspec.config.conf.get(scheme, {})
+    if scheme in ("s3", "s3a") and "config_kwargs" not in own:
+        return {"config_kwargs": {**S3_CONFIG, "connect_timeout": SILENCE / 6, "read_timeout": SILENCE / 2}}
+    if scheme not in HTTP or "client_kwargs" in own:
         return {}
     import aiohttp
 
@@ -78,14 +88,37 @@ def _patience(url: str) -> dict[str, Any]:
 
 
 @contextmanager
-def reached(url: str) -> Iterator[None]:
-    """Whatever goes wrong at the far end is told as a `UserError` that names the URL."""
+def reached(url: str, *passed: type[Exception]) -> Iterator[None]:
+    """Whatever goes wrong at the far end is told as a `UserError` that names the URL, unless it is `passed`."""
     try:
         yield
-    except UserError:
+    except (UserError, *passed):
         raise
     except Exception as error:  # each file system has exceptions of its own
         raise UserError(f"{url}: cannot be reached: {type(error).__name__}: {error}") from error
+
+
+def insist(work: Callable[[], AnswerT], *final: type[Exception]) -> AnswerT:
+    """What the work gives, tried again where a server stumbles. One that was silent for long is not asked again.
+
+    Raises what is `final` as it is, and what else goes wrong as `OSError`.
+    """
+    for pause in PAUSES:
+        began = time.monotonic()
+        try:
+            return work()
+        except (FileNotFoundError, PermissionError, *final):
+            raise
+        except Exception as error:  # each file system has exceptions of its own
+            if pause is None or time.monotonic() - began > SILENCE:
+                raise OSError(f"{type(error).__name__}: {error}") from error
+            time.sleep(pause)
+    raise AssertionError("the last pause is None")
+
+
+def protocols(system: Any) -> set[str]:
+    """All names that fsspec has for the kind of a file system."""
+    return {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
 
 
 def download(system: Any, path: str, copy: str, report: Report = no_report) -> None:
@@ -95,7 +128,10 @@ def download(system: Any, path: str, copy: str, report: Report = no_report) -> N
     # Of the systems that are not asynchronous some fetch a file in one silent call; the plain way reads pieces.
     get = system.get_file if system.async_impl else partial(AbstractFileSystem.get_file, system)
     try:
-        get(path, copy, callback=_telling(report, SILENCE))
+        if HTTP & protocols(system):  # others ask again by themselves
+            insist(lambda: get(path, copy, callback=_telling(report, SILENCE)))
+        else:
+            get(path, copy, callback=_telling(report, SILENCE))
     except OSError:
         raise
     except Exception as error:  # a file system's own kind: for a build it is a file that cannot be read

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.foreign import MOST_JSON, parse_json
+from pipeline.foreign import MOST_JSON, OverlongError, parse_json
 from pipeline.places import is_url
 from pipeline.recipe import RECIPE_FILE, Recipe, read_recipe, recipe_text
 from pipeline.report import Stage, no_stage
@@ -68,6 +68,7 @@ def verify_set(place: Path | str, *, deep: bool = False, jobs: int = 4, stage: S
 
 def _recipe(folder: Folder, damage: list[Damage]) -> Recipe | None:
     """The recipe, where it can be read. Its text follows from its fields, and their digest is one of them."""
+    _read(folder, RECIPE_FILE)  # raises where the place cannot be reached
     try:
         recipe = read_recipe(folder)
     except UserError as error:
@@ -80,9 +81,14 @@ def _recipe(folder: Folder, damage: list[Damage]) -> Recipe | None:
 
 
 def _read(folder: Folder, name: str) -> str | None:
+    """None where the file is missing or damaged: a server that stumbles has damaged nothing."""
     try:
         return folder.read(name)
-    except (OSError, UnicodeDecodeError):
+    except (FileNotFoundError, OverlongError, UnicodeDecodeError):
+        return None
+    except OSError as error:
+        if is_url(str(folder)):
+            raise UserError(f"{folder}/{name}: cannot be reached: {error}") from error
         return None
 
 

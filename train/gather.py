@@ -15,6 +15,7 @@ from pipeline.shards.codec import get_codec
 from pipeline.shards.index import SplitIndex
 from train.clips import Ints, Sampling, clip_frames
 
+AT_A_TIME = 16  # frames that are decoded together with others that nobody wants: a chunk has no more
 OPEN_SHARDS = 400  # kept open, each with a file descriptor; a process may have 1024
 
 
@@ -92,23 +93,24 @@ class Gatherer:
             np.take(frames, chosen, axis=0, out=row, mode="clip")  # any other mode makes a copy first
 
     def _decode(self, row: Frames, shard: _Shard, sample: int, start: int) -> None:
-        """Decode the frames of a clip, leaving out what lies in gaps of more than a chunk."""
+        """Decode the frames of a clip: consecutive ones into their place, others `AT_A_TIME`, leaving out what
+        lies in gaps of more than a chunk."""
         reader, entry = shard.reader, self._index.samples[sample]
         chosen = clip_frames(entry.frames, self._sampling, start)
         if not self._first_use.done[sample]:
             self._first_use.check(reader, sample, entry, chosen)
         if isinstance(chosen, slice):
+            if chosen.step in (None, 1):
+                reader.clip(entry, chosen.start, row)
+                return
             chosen = np.arange(chosen.start, chosen.stop, chosen.step)
-        cuts = np.flatnonzero(np.diff(chosen) > self._chunk) + 1
+        steps, parts = np.diff(chosen), np.diff((chosen + reader.skipped(entry)) // AT_A_TIME)
+        cuts = np.flatnonzero((steps > self._chunk) | (parts > 0)) + 1
         for begin, stop in zip([0, *cuts], [*cuts, len(chosen)], strict=True):
             first, last = int(chosen[begin]), int(chosen[stop - 1])
-            part = row[begin:stop]
-            if last - first + 1 == stop - begin and (np.diff(chosen[begin:stop]) == 1).all():
-                reader.clip(entry, first, part)
-            else:
-                decoded = np.empty((last - first + 1, *row.shape[1:]), np.uint8)
-                reader.clip(entry, first, decoded)
-                np.take(decoded, chosen[begin:stop] - first, axis=0, out=part, mode="clip")
+            decoded = np.empty((last - first + 1, *row.shape[1:]), np.uint8)
+            reader.clip(entry, first, decoded)
+            np.take(decoded, chosen[begin:stop] - first, axis=0, out=row[begin:stop], mode="clip")
 
     def close(self) -> None:
         """Let go of all shards and threads."""

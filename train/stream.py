@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.foreign import check_room
 from pipeline.shards.cache import cache_for
 from pipeline.shards.index import SplitIndex, read_set
 from train.clips import Clips, Floats, Ints, Sampling, balanced_weights, batch_bounds, rank_part, training_clips
@@ -26,6 +27,7 @@ from train.prefetch import Buffer, Filled, Filler
 
 BUFFERS = 2  # one with the model, one being filled or ready: more of them would leave the processor's cache
 LARGEST_WINDOW = 16  # shards
+ROW = 200  # bytes of what stands for a clip of a buffer, beside its frames
 
 
 class ShardSource(Protocol):
@@ -83,6 +85,7 @@ class ClipStream:
     `threads`: that fill a batch together; by default, one copies raw frames, and all processors decode others.
     `shards`: brings shards that lie elsewhere. Epoch 0 is then shuffled over a moving window of shards instead of
     all of them, so that it can start when the first are there; `say` is told so. It is closed with the stream.
+    Raises `UserError` where batches do not fit into this machine's memory.
     `waited` is the time in seconds that the caller has spent waiting for batches.
     """
 
@@ -120,10 +123,18 @@ class ClipStream:
         self._source, self._say = shards, say
         self._filler: Filler | None = None
         path = shards.path if shards else index.shards.__getitem__
+        shape = self._shape(-(-batch_size // (unit * ranks)) * unit)
         self._gatherer = Gatherer(index, self.sampling, threads, path)
-        most = -(-batch_size // (unit * ranks)) * unit
-        shape = (most, frames_per_clip, index.recipe.height, index.recipe.width, 3)
         self._buffers = [Buffer(shape, self.device) for _ in range(BUFFERS)]
+
+    def _shape(self, clips: int) -> tuple[int, int, int, int, int]:
+        """Of a buffer for so many clips. Raises `UserError` where this machine has no room for two: their number
+        comes from a command line, the size of a frame from a stranger's recipe."""
+        height, width = self.index.recipe.height, self.index.recipe.width
+        size = clips * (self.frames_per_clip * height * width * 3 + ROW)
+        clip = f"{self.frames_per_clip} frames of {width}×{height}"
+        check_room(BUFFERS * size, f"a batch of {clips} clips of {clip}, and the next one; ask for less of them")
+        return clips, self.frames_per_clip, height, width, 3
 
     @classmethod
     def open(

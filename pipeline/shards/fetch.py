@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -13,6 +14,7 @@ from pipeline.shards.sidecar import Sidecar
 
 TRIES = 5
 PAUSE = 0.5  # seconds before the second try; each later one waits twice as long
+LONG = 60.0  # seconds without a byte in which a file system has asked again by itself: no further try
 CHUNK = 1 << 20
 
 
@@ -97,6 +99,7 @@ class Fetcher:
 
     def _chunks(self, name: str) -> Iterator[bytes]:
         """The file's bytes as they come. Whatever the far end does wrong, in words."""
+        heard = time.monotonic()
         try:
             with self._folder.open(name) as stream:
                 self._streams.add(stream)
@@ -105,6 +108,7 @@ class Fetcher:
                         if self._stopped.is_set():
                             raise GaveUp
                         yield data
+                        heard = time.monotonic()
                 finally:
                     self._streams.discard(stream)
         except GaveUp:
@@ -112,7 +116,7 @@ class Fetcher:
         except Exception as error:  # each file system has exceptions of its own
             if self._stopped.is_set():
                 raise GaveUp from error
-            raise Wrong.of(error) from error
+            raise Wrong.of(error, final=time.monotonic() - heard > LONG) from error
 
 
 class Check:
@@ -145,7 +149,7 @@ class Wrong(Exception):
         self.final = final
 
     @classmethod
-    def of(cls, error: Exception) -> Self:
+    def of(cls, error: Exception, final: bool = False) -> Self:
         """What a file system says, in words."""
-        final = isinstance(error, FileNotFoundError | PermissionError)
+        final = final or isinstance(error, FileNotFoundError | PermissionError)
         return cls(f"{type(error).__name__}: {error}", final)

@@ -8,7 +8,6 @@ import errno
 import re
 import secrets
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,14 +17,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.foreign import MOST_TEXT, OverlongError, limited
-from pipeline.places import download, filesystem, reached, upload
+from pipeline.places import HTTP, download, filesystem, insist, protocols, reached, upload
 from pipeline.report import Report, no_report
 from pipeline.shards.folder import TEMPORARY, shard_files
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "memory", "oci", "hf"}
-HTTP = {"http", "https"}
 AT_ONCE = 32
-PAUSES = (0.2, 1.0, None)  # seconds between the tries to read a text: an index is many, and one may fail
 READ = 1 << 23  # bytes asked for at a time, where a file is not streamed
 LISTED = re.compile(
     r"[\w.-]+/?"
@@ -40,6 +37,7 @@ class RemoteFolder:
     def __init__(self, url: str) -> None:
         self.url = url
         self._system, self._root = filesystem(url)
+        self._http = bool(HTTP & protocols(self._system))
 
     def __str__(self) -> str:
         return self.url
@@ -49,22 +47,20 @@ class RemoteFolder:
 
     def probe(self) -> None:
         """Raises `UserError` where the place cannot be reached."""
-        with reached(self.url):
-            self.names()
+        self.names()
 
     @cached_property
     def _sizes(self) -> dict[str, int | None]:
         """Every file with its bytes, None where only asking tells; listed once, and again after a change."""
-        if self._is(HTTP):
+        if self._http:
             return dict.fromkeys(self._linked())
         return self._find("")
 
     def _find(self, name: str) -> dict[str, int | None]:
         """Every file of the folder `name`, or the file itself."""
-        try:
-            found: dict[str, dict[str, Any]] = self._system.find(self._path(name), detail=True)
-        except FileNotFoundError:
-            return {}
+        found: dict[str, dict[str, Any]] = {}
+        with reached(self.url), suppress(FileNotFoundError):
+            found = self._system.find(self._path(name), detail=True)
         # A folder that somebody makes between two requests of one listing is listed as if it were a file.
         files = {path: about for path, about in found.items() if about.get("type") != "directory"}
         return {path[len(self._root) + 1 :]: int(about["size"] or 0) for path, about in files.items()}
@@ -82,10 +78,9 @@ class RemoteFolder:
     def _links(self, under: str) -> list[str]:
         """What an HTTP server lists in a folder, which is "" or ends with `/`; hidden names are not ours."""
         url = f"{self._root}/{under}"
-        try:
-            links: list[str] = self._system.ls(url, detail=False)
-        except FileNotFoundError:
-            return []
+        links: list[str] = []
+        with reached(self.url), suppress(FileNotFoundError):
+            links = insist(lambda: self._system.ls(url, detail=False))
         names = (link.removeprefix(url) for link in links if link.startswith(url))
         return [under + name for name in names if LISTED.fullmatch(name) and not name.startswith(".")]
 
@@ -99,7 +94,7 @@ class RemoteFolder:
     def _sizes_inside(self, name: str) -> dict[str, int | None]:
         """The files of a shard with their bytes. Nothing else is listed, unless everything is already: a worker
         asks for its own shard of a million."""
-        if "_sizes" not in self.__dict__ and not self._is(HTTP):
+        if "_sizes" not in self.__dict__ and not self._http:
             found = self._find(name)
         elif name in self._sizes:
             return {name: self._sizes[name]}
@@ -112,7 +107,7 @@ class RemoteFolder:
     def names(self, under: str = "") -> list[str]:
         """See `Folder.names`."""
         prefix = f"{under}/" if under else ""
-        hidden = under.startswith(".") and not self._is(HTTP)
+        hidden = under.startswith(".") and not self._http
         below = (path[len(prefix) :] for path in (self._find(under) if hidden else self._sizes)
                  if path.startswith(prefix))  # fmt: skip
         return sorted({rest.partition("/")[0] for rest in below})
@@ -120,55 +115,52 @@ class RemoteFolder:
     def folders(self, under: str = "") -> list[str]:
         """See `Folder.folders`."""
         prefix = f"{under}/" if under else ""
-        if self._is(HTTP):
+        found: list[str] = []
+        if self._http:
             found = [name for name in self._links(prefix) if name.endswith("/")]
         else:
-            try:
+            with reached(self.url), suppress(FileNotFoundError):
                 entries = self._system.ls(self._path(under), detail=True)
-            except FileNotFoundError:
-                return []
-            found = [entry["name"] for entry in entries if entry["type"] == "directory"]
+                found = [entry["name"] for entry in entries if entry["type"] == "directory"]
         names = {name.rstrip("/").rpartition("/")[2] for name in found}
         return sorted(name for name in names if not name.startswith("."))
 
     def modified(self, name: str) -> float | None:
         """See `Folder.modified`."""
-        try:
+        with reached(self.url), suppress(FileNotFoundError, NotImplementedError):
             found: datetime = self._system.modified(self._path(name))
-        except (FileNotFoundError, NotImplementedError):
-            return None
-        return found.timestamp()
+            return found.timestamp()
+        return None
 
     def size(self, name: str) -> int | None:
         """See `Folder.size`."""
         # A server may keep hidden files from its lists.
-        files = self._sizes_inside(name) or (dict.fromkeys([name]) if self._is(HTTP) else {})
+        files = self._sizes_inside(name) or (dict.fromkeys([name]) if self._http else {})
         sizes = [size if size is not None else self._asked(path) for path, size in files.items()]
         known = [size for size in sizes if size is not None]
         return sum(known) if files and len(known) == len(files) else None
 
     def _asked(self, path: str) -> int | None:
-        with suppress(FileNotFoundError):
-            size: int | None = self._system.info(self._path(path))["size"]
+        def ask() -> int | None:
+            try:
+                size: int | None = self._system.info(self._path(path))["size"]
+            except FileNotFoundError as error:
+                why = error.__cause__  # fsspec says that a file is not there whatever is wrong with a web server
+                if why is not None and getattr(why, "status", 500) >= 500:
+                    raise OSError(f"{type(why).__name__}: {why}") from why
+                return None
             return size
-        return None
+
+        with reached(self.url):
+            return insist(ask)
 
     def read(self, name: str) -> str:
         """See `Folder.read`."""
-        for pause in PAUSES:
-            try:
-                return limited(self._taken(name), name).decode()
-            except (FileNotFoundError, PermissionError, UnicodeDecodeError, OverlongError):
-                raise
-            except Exception as error:  # each file system has exceptions of its own
-                if pause is None:
-                    raise OSError(f"{type(error).__name__}: {error}") from error
-                time.sleep(pause)
-        raise AssertionError("the last pause is None")
+        return insist(lambda: limited(self._taken(name), name).decode(), UnicodeDecodeError, OverlongError)
 
     def _taken(self, name: str) -> bytes:
         """The bytes of a text; of a web server, which may send without end, no more than are refused."""
-        if not self._is(HTTP):
+        if not self._http:
             data: bytes = self._system.cat_file(self._path(name))
             return data
         pieces, size = list[bytes](), 0
@@ -240,13 +232,14 @@ class RemoteFolder:
         """See `Folder.keep`: copied at the far end."""
         for path in self._inside(name):
             copy = self._path(other + path[len(name) :])
-            self._make_parents(copy)
-            self._system.copy(self._path(path), copy)
+            with reached(self.url, FileNotFoundError):
+                self._make_parents(copy)
+                self._system.copy(self._path(path), copy)
         self._changed()
 
     def remove(self, name: str) -> None:
         """See `Folder.remove`."""
-        with suppress(FileNotFoundError):
+        with reached(self.url), suppress(FileNotFoundError):
             self._system.rm(self._path(name), recursive=True)
         self._changed()
 
@@ -266,7 +259,7 @@ class RemoteFolder:
 
     def open(self, name: str) -> BinaryIO:
         """See `Folder.open`: one request over HTTP; elsewhere as many as the file has `READ` bytes."""
-        if self._is(HTTP):  # any size keeps fsspec from asking for it
+        if self._http:  # any size keeps fsspec from asking for it
             stream = self._system.open(self._path(name), "rb", block_size=0, size=1, read_bufsize=READ)
         else:
             stream = self._system.open(self._path(name), "rb", block_size=READ, cache_type="readahead")
@@ -281,11 +274,7 @@ class RemoteFolder:
             self._system.makedirs(place.rpartition("/")[0], exist_ok=True)
 
     def _puts_whole(self) -> bool:
-        return self._is(OBJECT_STORES)
-
-    def _is(self, protocols: set[str]) -> bool:
-        protocol = self._system.protocol
-        return bool(protocols & ({protocol} if isinstance(protocol, str) else set(protocol)))
+        return bool(OBJECT_STORES & protocols(self._system))
 
     def _aside(self, name: str) -> str:
         return self._path(f"{TEMPORARY}{secrets.token_hex(8)}@{Path(name).name}")

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.foreign import open_plain
+from pipeline.foreign import check_room, open_plain
 from pipeline.recipe import Recipe
 from pipeline.shards import Frames, Mark, ShardReader, ShardWriter
 from pipeline.shards.codec import Raw, decode_part, get_codec
@@ -174,6 +174,7 @@ class TarReader:
         if self._raw:
             self._check(sample)
             return np.ndarray((sample.frames, *self._frame), np.uint8, self._map, sample.offset)
+        check_room(sample.frames * int(np.prod(self._frame)), f"{self._path}: {sample.key}")
         out = np.empty((sample.frames, *self._frame), np.uint8)
         self.clip(sample, 0, out)
         return out

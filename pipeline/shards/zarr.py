@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.foreign import MOST_TEXT, limited, open_plain
+from pipeline.foreign import MOST_TEXT, check_room, limited, open_plain
 from pipeline.recipe import Recipe
 from pipeline.shards import Frames, Mark, ShardReader, ShardWriter
 from pipeline.shards.codec import Raw, decode_part, get_codec
@@ -211,6 +211,7 @@ class ArrayReader:
             self._check(sample)
             start = sample.offset * int(np.prod(self._frame))
             return np.ndarray((sample.frames, *self._frame), np.uint8, self._map, start)
+        check_room(sample.frames * int(np.prod(self._frame)), f"{self._path}: {sample.key}")
         out = np.empty((sample.frames, *self._frame), np.uint8)
         self.clip(sample, 0, out)
         return out
