@@ -155,12 +155,20 @@ def verify(
               prep verify data/rwf --deep --repair --source rwf-2000
     """
     from pipeline.errors import UserError, WorkFailed
+    from pipeline.recipe import RECIPE_FILE
     from pipeline.verify import verify_set
 
     if repair != (source is not None):
         raise UserError("--repair and --source belong together: what is damaged is built from the videos of SRC")
     with progress("shards") as stage:
         found = verify_set(shards, deep=deep, jobs=jobs, stage=stage)
+    if repair and not found.building and any(damage.file == RECIPE_FILE for damage in found.damage):
+        from pipeline.recover import restore_recipe
+
+        _print_damage(found, err=True)
+        restore_recipe(found.folder, found.sidecars.values())
+        with progress("shards") as stage:  # now it can be told what fits the recipe
+            found = verify_set(shards, deep=deep, jobs=jobs, stage=stage)
     repaired: list[str] = []
     if repair and found.damage and source is not None:
         from pipeline.repair import repair_set

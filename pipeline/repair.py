@@ -40,8 +40,7 @@ def repair_set(
         raise UserError(f"{folder}: a build is running there, or was stopped; `prep build-shards` finishes it")
     if any(damage.file == RECIPE_FILE for damage in found.damage):
         raise UserError(
-            f"{folder}/{RECIPE_FILE}: is damaged, and only a copy of the set has it: bring it from there, or "
-            "build with the set's options and --overwrite"
+            f"{folder}/{RECIPE_FILE}: is damaged: nothing can be built before `pipeline.recover.restore_recipe`"
         )
     recipe = read_recipe(folder)
     around = get_format(recipe.format).around(recipe)

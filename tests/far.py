@@ -109,7 +109,7 @@ def _answer(
         return
     body = {"short": body[:half], "long": body + b"x" * 70_000, "500": b"oops"}.get(fault, body)
     handler.send_response(500 if fault == "500" else status)
-    for name, value in {**headers, "Content-Length": str(len(body))}.items():
+    for name, value in {**headers, "Content-Length": str(len(body)), "Connection": "close"}.items():
         handler.send_header(name, value)
     handler.end_headers()
     handler.wfile.write(body[:half] if fault in ("cut", "stall") else body)
@@ -138,6 +138,8 @@ def _files(folder: Path) -> type[BaseHTTPRequestHandler]:
 
 def _proxy(upstream: str) -> type[BaseHTTPRequestHandler]:
     class Proxy(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # clients that send much wait for a 100
+
         def _forward(self) -> None:
             fault, sent = _fault(self), self._sent()
             if fault in ("reset", "500"):  # nobody hears of the request
@@ -157,7 +159,8 @@ def _proxy(upstream: str) -> type[BaseHTTPRequestHandler]:
             kept = {name: value for name, value in headers.items() if name.lower() not in dropped}
             if self.command == "HEAD" and not fault:
                 self.send_response(status)
-                for name, value in {**kept, "Content-Length": headers["Content-Length"] or "0"}.items():
+                length = headers["Content-Length"] or "0"
+                for name, value in {**kept, "Content-Length": length, "Connection": "close"}.items():
                     self.send_header(name, value)
                 self.end_headers()
             else:
@@ -165,9 +168,6 @@ def _proxy(upstream: str) -> type[BaseHTTPRequestHandler]:
 
         def _sent(self) -> bytes | None:
             """The body of the request, if it has one."""
-            if self.headers.get("Expect"):
-                self.send_response_only(100)
-                self.end_headers()
             length = self.headers.get("Content-Length")
             return self.rfile.read(int(length)) if length else None
 

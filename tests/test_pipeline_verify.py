@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -178,9 +179,36 @@ def test_repair_says_what_it_cannot_do(videos: Path, tmp_path: Path) -> None:
     flip(next(path for path in root.glob("train-*.tar") if path.stat().st_size > 2000), random.Random(2))
     only_val = Path(shutil.copytree(videos / "val", tmp_path / "other" / "val")).parent
     assert_one_clear_line(prep("verify", root, "--repair", "--source", only_val), 2, "are not in --source")
-    (root / "recipe.json").write_text("{}")
-    assert_one_clear_line(prep("verify", root, "--repair", "--source", videos), 2, "recipe.json: is damaged")
     assert_one_clear_line(prep("verify", tmp_path), 2, "no shard set here")
+
+
+@pytest.mark.parametrize(("shard_format", "codec"), FORMATS)
+def test_a_lost_recipe_is_told_from_the_shards(
+    videos: Path, tmp_path: Path, shard_format: str, codec: str
+) -> None:
+    root = made(videos, tmp_path / "set", shard_format, codec)
+    expected = set_bytes(root)
+    (root / "recipe.json").write_text("{}")
+    (root / "train-000001.json").write_text("{}")
+    repaired = prep("verify", root, "--deep", "--repair", "--source", videos, "--workers", 0)
+    assert repaired.exit_code == 0, repaired.output
+    assert set_bytes(root) == expected
+
+
+@pytest.mark.parametrize("max_frames", [1024, 160, 183, 100_000])
+def test_a_recipe_that_no_video_tells_is_tried_and_proven(
+    videos: Path, tmp_path: Path, max_frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.recover.TRIED", 200)
+    said = Recipe(Fraction(15, 2), 24, 16, "pad", codec="zstd", max_frames=max_frames, on_corrupt="keep")
+    build(videos, root := tmp_path / "set", recipe=said)
+    expected = set_bytes(root)
+    (root / "recipe.json").unlink()
+    result = prep("verify", root, "--repair", "--source", videos)
+    if max_frames == 100_000:
+        assert_one_clear_line(result, 2, "bring it from a copy of the set")
+    else:
+        assert result.exit_code == 0 and set_bytes(root) == expected
 
 
 def test_missing_shards_are_damage_and_a_running_build_is_not(videos: Path, tmp_path: Path) -> None:
