@@ -7,9 +7,11 @@ import re
 import resource
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import google_crc32c
+import msgspec
 import numcodecs.zstd
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from fuzz.samples import make_set
 from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
+from pipeline.shards import get_format
 from pipeline.shards.codec import Jpeg, Zstd, jpeg_size
 from pipeline.shards.folder import measure
 from pipeline.shards.index import read_set
@@ -319,6 +322,20 @@ def test_a_strangers_set_ends_in_one_clear_error(
     _, _, message, first = TABLE[name]
     assert next(iter(said), "nobody") == first and re.search(message, said[first]), said
     assert "\n" not in said[first] and len(said[first]) < 2000
+
+
+@pytest.mark.parametrize("shard_format", ["webdataset", "zarr"])
+def test_frames_that_a_compressed_sample_only_promises_are_not_made_room_for(
+    shard_format: str, tmp_path: Path
+) -> None:
+    made = make_set(tmp_path / "set", said := Recipe(width=8, height=8, format=shard_format, codec="zstd"))
+    (sidecar,) = read_set(made).sidecars
+    promise = msgspec.structs.replace(sidecar.samples[0], frames=10**8, sizes=(1,) * (10**8 // 16))
+    with (
+        get_format(shard_format).open(made / sidecar.shard, replace(said, width=4096, height=4096)) as reader,
+        pytest.raises(UserError, match=r"would take .* GB of memory"),
+    ):
+        reader.frames(promise)
 
 
 @pytest.mark.parametrize(

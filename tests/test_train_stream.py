@@ -4,6 +4,7 @@ import os
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,18 @@ def test_stopping_early_ends_the_filling_and_leaves_the_stream_usable(small_set:
         assert "clip-stream" not in {thread.name for thread in threading.enumerate()}
         assert len(everything(stream, clips)) == 8
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("frames", "batch_size", "side"), [(SIZE, 10**9, 48), (10**9, 2, 48), (SIZE, 10**4, 4096), (1, 10**15, 1)]
+)
+def test_batches_that_no_memory_holds_are_refused_before_it_is_asked_for(
+    small_set: Path, frames: int, batch_size: int, side: int
+) -> None:
+    index = read_set(small_set).split("train")
+    index.recipe = replace(index.recipe, width=side, height=side)
+    with pytest.raises(UserError, match=rf"{frames} frames of {side}×{side}.* GB of memory, and this machine has"):
+        ClipStream(index, frames_per_clip=frames, batch_size=batch_size)
 
 
 @pytest.mark.parametrize("damaged", [0, -1])
