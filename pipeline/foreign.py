@@ -62,12 +62,12 @@ def memory() -> int:
     return min(found)
 
 
-def check_room(size: int, what: str) -> None:
+def check_room(size: int, what: str, way_out: str) -> None:
     """Before `size` bytes are asked for. Raises `UserError` where the machine has not so many: asking would end
     the process, now or when they are written."""
     if size > memory():
         there = f"this machine has {memory() / 1e9:,.0f} GB"
-        raise UserError(f"{what}: would take {size / 1e9:,.0f} GB of memory, and {there}")
+        raise UserError(f"{what}: would take {size / 1e9:,.0f} GB of memory, and {there}; {way_out}")
 
 
 def parse_json(text: str | bytes) -> Any:

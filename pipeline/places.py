@@ -90,9 +90,10 @@ def _patience(url: str) -> dict[str, Any]:
 @contextmanager
 def reached(url: str, *passed: type[Exception]) -> Iterator[None]:
     """Whatever goes wrong at the far end is told as a `UserError` that names the URL, unless it is `passed`."""
+    known: tuple[type[Exception], ...] = (UserError, *passed)
     try:
         yield
-    except (UserError, *passed):
+    except known:
         raise
     except Exception as error:  # each file system has exceptions of its own
         raise UserError(f"{url}: cannot be reached: {type(error).__name__}: {error}") from error
@@ -103,11 +104,12 @@ def insist(work: Callable[[], AnswerT], *final: type[Exception]) -> AnswerT:
 
     Raises what is `final` as it is, and what else goes wrong as `OSError`.
     """
+    known: tuple[type[Exception], ...] = (FileNotFoundError, PermissionError, *final)
     for pause in PAUSES:
         began = time.monotonic()
         try:
             return work()
-        except (FileNotFoundError, PermissionError, *final):
+        except known:
             raise
         except Exception as error:  # each file system has exceptions of its own
             if pause is None or time.monotonic() - began > SILENCE:

@@ -9,16 +9,26 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import FunctionType
+from typing import Any
 
 import fsspec
 import pytest
 from conftest import build, set_bytes, write_video
 from far import FarServer, serving
+from fsspec.implementations.memory import MemoryFileSystem
 
+from pipeline.errors import UserError
+from pipeline.shards.builders import Crew
+from pipeline.shards.index import read_set
 from pipeline.verify import verify_set
 
 PREP = """
@@ -129,9 +139,8 @@ COMMANDS = (push, pull, build_in_the_bucket, pull_from_the_web, build_from_the_w
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
 def test_after_a_rerun_nothing_is_lost_or_doubled(
-    world: World, tmp_path: Path, command: object, exhaustive: bool
+    world: World, tmp_path: Path, command: FunctionType, exhaustive: bool
 ) -> None:
-    assert callable(command)
     dice, before = random.Random(command.__name__), world.faults
     world.outcomes.clear()
     for number in range(10 if exhaustive else 1):
@@ -141,3 +150,52 @@ def test_after_a_rerun_nothing_is_lost_or_doubled(
     done = world.faults - before
     sys.stdout.write(f"{command.__name__}: {dict(world.outcomes)}, {sum(done.values())} faults: {dict(done)}\n")
     assert sum(done.values()) > 0
+
+
+class Stumbling(SimpleHTTPRequestHandler):
+    """Serves what it has, but for one file, of which it cannot even say whether it is there."""
+
+    unknown = ".building"
+
+    def send_head(self) -> Any:
+        if not self.path.endswith(self.unknown):
+            return super().send_head()
+        self.send_error(503)
+        return None
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("unknown", [".building", "train-000001.json", "recipe.json"])
+def test_what_a_server_cannot_say_is_neither_a_whole_set_nor_a_damaged_one(
+    many: Path, unknown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.places.PAUSES", (0.01, None))
+    handler = partial(type("Handler", (Stumbling,), {"unknown": unknown}), directory=str(many))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        for look in (read_set, verify_set):
+            with pytest.raises(UserError, match="503"):
+                look(url)
+        server.shutdown()
+
+
+def test_a_builder_whose_signs_of_life_fail_goes_on_giving_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.shards.builders.RENEW", 0.01)
+    crew = Crew("memory://crew", "goal")
+    tries: list[int] = []
+
+    def fail(*_: object, **__: object) -> None:
+        tries.append(1)
+        raise RuntimeError("a kind of error that only this file system has")
+
+    with crew.joined():
+        monkeypatch.setattr(MemoryFileSystem, "modified", fail)
+        for _ in range(500):
+            if len(tries) > 2:
+                break
+            time.sleep(0.01)
+        monkeypatch.undo()
+    assert len(tries) > 2

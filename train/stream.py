@@ -133,7 +133,8 @@ class ClipStream:
         height, width = self.index.recipe.height, self.index.recipe.width
         size = clips * (self.frames_per_clip * height * width * 3 + ROW)
         clip = f"{self.frames_per_clip} frames of {width}×{height}"
-        check_room(BUFFERS * size, f"a batch of {clips} clips of {clip}, and the next one; ask for less of them")
+        what = f"{BUFFERS} batches of {clips} clips of {clip}"
+        check_room(BUFFERS * size, what, "ask for fewer clips a batch, or frames a clip")
         return clips, self.frames_per_clip, height, width, 3
 
     @classmethod

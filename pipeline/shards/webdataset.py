@@ -174,7 +174,8 @@ class TarReader:
         if self._raw:
             self._check(sample)
             return np.ndarray((sample.frames, *self._frame), np.uint8, self._map, sample.offset)
-        check_room(sample.frames * int(np.prod(self._frame)), f"{self._path}: {sample.key}")
+        size = sample.frames * int(np.prod(self._frame))
+        check_room(size, f"{self._path}: {sample.key}", "smaller samples take a smaller --max-frames")
         out = np.empty((sample.frames, *self._frame), np.uint8)
         self.clip(sample, 0, out)
         return out

@@ -211,7 +211,8 @@ class ArrayReader:
             self._check(sample)
             start = sample.offset * int(np.prod(self._frame))
             return np.ndarray((sample.frames, *self._frame), np.uint8, self._map, start)
-        check_room(sample.frames * int(np.prod(self._frame)), f"{self._path}: {sample.key}")
+        size = sample.frames * int(np.prod(self._frame))
+        check_room(size, f"{self._path}: {sample.key}", "smaller samples take a smaller --max-frames")
         out = np.empty((sample.frames, *self._frame), np.uint8)
         self.clip(sample, 0, out)
         return out
