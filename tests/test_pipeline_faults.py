@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import FunctionType
-from typing import Any
+from typing import Any, Protocol
 
 import fsspec
 import pytest
@@ -106,6 +105,14 @@ def objects(url: str) -> dict[str, bytes]:
     return {name[len(root) + 1 :]: system.cat_file(name) for name in system.find(root)}
 
 
+class Command(Protocol):
+    """Something that is disturbed, and then compared with what nobody disturbed."""
+
+    __name__: str
+
+    def __call__(self, world: World, scratch: Path, seed: int, share: float) -> None: ...
+
+
 def push(world: World, scratch: Path, seed: int, share: float) -> None:
     out = f"{world.bucket}/pushed-{scratch.name}"
     world.disturbed(seed, share, "push", world.whole, out, "--jobs", 2)
@@ -134,18 +141,22 @@ def build_from_the_web(world: World, scratch: Path, seed: int, share: float) -> 
     assert set_bytes(scratch / "set") == set_bytes(world.whole) and not verify_set(scratch / "set").damage
 
 
-COMMANDS = (push, pull, build_in_the_bucket, pull_from_the_web, build_from_the_web)
+# With the share of requests that go wrong in a short run; 0: it is left out there.
+COMMANDS = {push: 0.1, pull: 0.0, build_in_the_bucket: 0.7, pull_from_the_web: 0.3, build_from_the_web: 0.0}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
 def test_after_a_rerun_nothing_is_lost_or_doubled(
-    world: World, tmp_path: Path, command: FunctionType, exhaustive: bool
+    world: World, tmp_path: Path, command: Command, exhaustive: bool
 ) -> None:
+    if not exhaustive and not COMMANDS[command]:
+        pytest.skip("as the others; --exhaustive runs it")
     dice, before = random.Random(command.__name__), world.faults
     world.outcomes.clear()
     for number in range(10 if exhaustive else 1):
         (scratch := tmp_path / f"{command.__name__}-{number}").mkdir()
-        command(world, scratch, dice.randrange(1000), dice.choice((0.05, 0.2, 0.5)) if exhaustive else 0.1)
+        share = (0.1, 0.3, 0.7)[number % 3] if exhaustive else COMMANDS[command]
+        command(world, scratch, dice.randrange(1000), share)
         shutil.rmtree(scratch)
     done = world.faults - before
     sys.stdout.write(f"{command.__name__}: {dict(world.outcomes)}, {sum(done.values())} faults: {dict(done)}\n")
