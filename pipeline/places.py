@@ -14,11 +14,12 @@ from pipeline.errors import UserError
 from pipeline.report import Report, no_report
 
 SILENCE = 30.0  # seconds in which a server must say something; a stream may take as long as it likes
+GIVEN_UP = 240.0  # seconds in which a file system that asks again by itself does so: S3_CONFIG
 PAUSES = (0.2, 1.0, None)  # seconds between the tries of what is small: an index is many texts, and one may fail
 SLOWEST_LINE = 100_000  # bytes a second: an upload may take so long without a word
 NAMED = frozenset(["s3", "s3a", "gs", "gcs", "http", "https"])  # where a path alone leads nowhere
 HTTP = frozenset(["http", "https"])
-# s3fs asks five times, and each time botocore three: a silent server is given up after less than four minutes.
+# s3fs asks five times, and each time botocore three, for half of `SILENCE` each: less than four minutes in all.
 S3_CONFIG = {"retries": {"mode": "standard", "total_max_attempts": 3}}
 
 AnswerT = TypeVar("AnswerT")
@@ -133,7 +134,7 @@ def download(system: Any, path: str, copy: str, report: Report = no_report) -> N
         if HTTP & protocols(system):  # others ask again by themselves
             insist(lambda: get(path, copy, callback=_telling(report, SILENCE)))
         else:
-            get(path, copy, callback=_telling(report, SILENCE))
+            get(path, copy, callback=_telling(report, GIVEN_UP))
     except OSError:
         raise
     except Exception as error:  # a file system's own kind: for a build it is a file that cannot be read
@@ -142,7 +143,7 @@ def download(system: Any, path: str, copy: str, report: Report = no_report) -> N
 
 def upload(system: Any, file: Path, path: str, report: Report = no_report) -> None:
     """The reverse of `download`. Raises what the file system does."""
-    silence = SILENCE + file.stat().st_size / SLOWEST_LINE  # many send such a file in one silent call
+    silence = GIVEN_UP + file.stat().st_size / SLOWEST_LINE  # many send such a file in one silent call
     system.put_file(str(file), path, callback=_telling(report, silence))
 
 
