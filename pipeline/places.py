@@ -101,7 +101,7 @@ def reached(url: str, *passed: type[Exception]) -> Iterator[None]:
 
 
 def insist(work: Callable[[], AnswerT], *final: type[Exception]) -> AnswerT:
-    """What the work gives, tried again where a server stumbles. One that was silent for long is not asked again.
+    """What the work gives, tried again where a server stumbles, unless it has taken long to do so.
 
     Raises what is `final` as it is, and what else goes wrong as `OSError`.
     """

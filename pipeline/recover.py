@@ -42,7 +42,7 @@ def _candidates(folder: Folder, sidecars: Collection[Sidecar]) -> Iterator[Recip
     for name in get_format("zarr").around(Recipe()):
         try:
             yield Recipe.from_dict(parse_json(folder.read(name))["attributes"]["recipe"])
-        except (OSError, ValueError, KeyError, TypeError, UserError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
             continue  # no zarr set, or damaged, too
     samples = [sample for sidecar in sidecars for sample in sidecar.samples]
     longest = max((sample.frames for sample in samples), default=1)

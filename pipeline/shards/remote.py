@@ -22,6 +22,7 @@ from pipeline.report import Report, no_report
 from pipeline.shards.folder import TEMPORARY, shard_files
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "memory", "oci", "hf"}
+REFUSED = set(range(400, 500)) - {408, 429}  # answers of a web server that will be no other in a moment
 AT_ONCE = 32
 READ = 1 << 23  # bytes asked for at a time, where a file is not streamed
 LISTED = re.compile(
@@ -146,7 +147,7 @@ class RemoteFolder:
                 size: int | None = self._system.info(self._path(path))["size"]
             except FileNotFoundError as error:
                 why = error.__cause__  # fsspec says that a file is not there whatever is wrong with a web server
-                if why is not None and getattr(why, "status", 500) >= 500:
+                if why is not None and getattr(why, "status", None) not in REFUSED:
                     raise OSError(f"{type(why).__name__}: {why}") from why
                 return None
             return size
