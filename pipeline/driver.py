@@ -125,7 +125,8 @@ def build_set(
         running.carry_out(_tasks(todo, standing, folder, apart=bool(others)))
         drop(folder, before, todo.names)
         with crew.gate():
-            if not crew.others() or all_there(folder, todo.names):
+            now = get_folder(str(folder), probe=False)  # sees what others have put there since the build began
+            if not crew.others() or all_there(now, todo.names):
                 unmark(folder)
         folder.sweep()
     built = running.built

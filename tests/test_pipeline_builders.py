@@ -231,6 +231,16 @@ def test_what_another_has_finished_meanwhile_is_not_made_again(labelled_videos: 
     assert build_shard(task, no_report, Job(str(tmp_path), SMALL, builder="two")) is Elsewhere.DONE
 
 
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_a_set_whose_shards_are_all_there_is_finished_though_another_has_not_left_yet(
+    labelled_videos: Path, tmp_path: Path, place: str
+) -> None:
+    out = str(tmp_path / "set") if place == "folder" else "memory://all-there"
+    with Crew(out, goal_of(labelled_videos)).joined():
+        build(labelled_videos, out)
+        assert get_folder(out).size(BUILDING) is None
+
+
 def test_without_exclusive_creation_the_set_is_the_same(
     labelled_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
