@@ -182,6 +182,8 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def _fill_optimizer(optimizer: torch.optim.Optimizer, moments: Mapping[int, Mapping[str, Tensor]]) -> None:
     """Give the optimiser its state; what has the shape of its parameter gets the layout of it, too."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if others := moments.keys() - set(range(len(parameters))):
+        raise ValueError(f"moments of parameter {min(others)}, and there are {len(parameters)}")
     state = {
         number: {
             name: divided_like(tensor, parameters[number]) if tensor.shape == parameters[number].shape else tensor
