@@ -1,6 +1,7 @@
 """`train compare` on a family of a few weights: cells, their resumption, pooling, and the table."""
 
 import json
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from conftest import assert_one_clear_line
+from conftest import assert_one_clear_line, write_video
 from torch import Tensor, nn
 
 import models
 from models.family import Family
+from pipeline.cli import main as prep
 from pipeline.errors import WorkFailed
 from pipeline.shards.index import read_set
 from train.chart import Panel, Point, write_svg
@@ -22,6 +24,7 @@ from train.comparison_table import COURSE
 from train.folds import train_and_val
 from train.loop import Trainer
 from train.recipes import RECIPES, TrainRecipe
+from train.stopping import Stopped
 
 
 class Tiny(Family):
@@ -130,9 +133,38 @@ def test_a_stopped_comparison_goes_on(small_set: Path, tmp_path: Path, monkeypat
     assert trained == ["tiny-fold0of2-seed0", "tiny-fold0of2-seed0", "tiny-fold1of2-seed0"]
     result = compare(small_set, tmp_path / "cmp", "--folds", 2, "--epochs", 2, "--json")
     assert "2 runs, 1 of them done" in result.stderr and "going on from epoch 1 of 2" in result.stderr
+    assert "2 runs, 1 of them done; about " in result.stderr and "nothing to train" in result.stderr
     keys = ("accuracy", "roc_auc", "accuracy_interval", "roc_auc_interval_by_group")
     rows = [json.loads(done.stdout)["rows"][0] for done in (whole, result)]
     assert [rows[0][key] for key in keys] == [rows[1][key] for key in keys]
+
+
+def test_ctrl_c_says_how_to_go_on(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stops(*_: object) -> None:
+        raise Stopped(signal.SIGINT, "stopped in epoch 1 after 3 steps")
+
+    monkeypatch.setattr(Trainer, "fit", stops)
+    result = compare(small_set, tmp_path)
+    assert result.exit_code == 130
+    assert "stopped in epoch 1 after 3 steps; the same command goes on from there" in result.stderr
+
+
+def test_a_tree_shaped_as_rwf_2000_becomes_a_table_without_any_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    for number in range(12):
+        split, label = ("train", "val")[number % 3 == 0], ("Fight", "NonFight")[number % 2]
+        scene = random.integers(0, 256, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)  # copies are refused
+        file = tmp_path / "RWF-2000" / split / label / f"x{number}_0.avi"
+        write_video(file, frames=150, codec="mpeg4", picture=scene)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("train.recipes.RECIPES", {"tiny": RECIPES["tiny"]})
+    built = CliRunner().invoke(prep, ["build-shards", "RWF-2000", "--workers", "0"])
+    assert built.exit_code == 0, built.output
+    table = CliRunner().invoke(main, ["compare"])
+    assert table.exit_code == 0, table.output
+    assert "4 videos of 4 groups; the split val" in table.stdout and "nothing to train" in table.stderr
 
 
 def test_without_folds_val_is_judged_and_other_settings_are_refused(small_set: Path, tmp_path: Path) -> None:

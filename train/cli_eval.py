@@ -154,6 +154,7 @@ def compare(
     from train.compare import plan_cells, visible_devices
     from train.comparison_table import write_markdown, write_plot
     from train.run_settings import RunSettings
+    from train.stopping import Stopped
 
     place = str(shards.resolve())
     kept, own = weights_by_family(weights, chosen), options_by_family(options, chosen)
@@ -167,8 +168,12 @@ def compare(
     cells = plan_cells(asked, out, folds=folds, seeds=numbers, clips=clips, within=within)
     jobs = jobs or max(1, len(visible_devices()) if device == "auto" else 1)
     say = partial(click.echo, err=True)
-    with progress("clips") as stage:
-        found = work(cells, out, jobs=jobs, allow_leaks=allow_leaks, say=say, stage=stage)
+    try:
+        with progress("clips") as stage:
+            found = work(cells, out, jobs=jobs, allow_leaks=allow_leaks, say=say, stage=stage)
+    except Stopped as stopped:
+        say(f"{stopped}; the same command goes on from there")
+        click.get_current_context().exit(128 + stopped.number)
     if markdown:
         write_markdown(markdown, found)
     if plot:
