@@ -61,7 +61,12 @@ class Outlook:
         seconds = seconds_left(self.loads)
         if seconds is None:
             return "how long they take is told after the first epoch"
-        return f"about {duration(seconds / self.jobs)} to go" if seconds else "nothing to train"
+        if not seconds:
+            return "nothing to train"
+        known = {load.model for load in self.loads if load.spent()}
+        guessed = list(dict.fromkeys(load.model for load in self.loads if load.model not in known))
+        by = f" ({', '.join(guessed)} by their FLOPs, not yet measured)" if guessed else ""
+        return f"about {duration(seconds / self.jobs)} to go{by}"
 
     def after_an_epoch(self, stage: Stage, say: Callable[[str], None]) -> Stage:
         """`stage` for the epochs of one run; tells after the first of them."""
