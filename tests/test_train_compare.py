@@ -1,8 +1,7 @@
-"""`train compare` on a family of a few weights: cells, their resumption, pooling, and the table."""
+"""`train compare` on a family of few weights: cells, their resumption, pooling, and the table."""
 
 import json
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,8 @@ import pytest
 from click import Context
 from click.testing import CliRunner, Result
 from conftest import assert_one_clear_line, write_video
-from torch import Tensor, nn
 
 import models
-from models.family import Family
 from pipeline.cli import main as prep
 from pipeline.errors import WorkFailed
 from pipeline.shards.index import read_set
@@ -28,36 +25,9 @@ from train.recipes import RECIPES, TrainRecipe
 from train.stopping import Stopped
 
 
-class Tiny(Family):
-    """Mean colour: a linear layer on it."""
-
-    source = "nobody"
-
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        num_frames: int,  # noqa: ARG002
-        size: tuple[int, int],  # noqa: ARG002
-        in_channels: int = 3,
-        dropout: float = 0.0,  # noqa: ARG002
-    ) -> None:
-        super().__init__()
-        self.head = nn.Linear(in_channels, num_classes)
-
-    def stages(self) -> Sequence[nn.Module | nn.Parameter]:
-        """One."""
-        return [self.head]
-
-    def forward(self, clips: Tensor) -> Tensor:
-        """Logits."""
-        logits: Tensor = self.head(clips.mean((1, 3, 4)))
-        return logits
-
-
 @pytest.fixture(autouse=True)
 def tiny_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models.MODELS, "tiny", f"{__name__}:Tiny")
+    monkeypatch.setitem(models.MODELS, "tiny", "watched_train:Few")
     monkeypatch.setitem(RECIPES, "tiny", TrainRecipe(epochs=1, frames=4, batch_size=8))
 
 
@@ -77,20 +47,20 @@ def test_folds_and_seeds_make_one_row_of_all_videos(small_set: Path, tmp_path: P
     row = found["rows"][0]
     cells = [path.name for path in sorted((tmp_path / "cmp").iterdir()) if path.is_dir()]
     assert cells == [f"tiny-fold{fold}of3-seed{seed}" for fold in range(3) for seed in (0, 1)]
-    assert row["videos"] == 24 and row["parameters"] == 8 and row["runs"] == 6
+    assert row["videos"] == 24 and row["parameters"] == 642 and row["runs"] == 6
     assert row["accuracy"] == pytest.approx(np.mean(row["accuracy_by_seed"]))
     assert row["accuracy_interval"][0] < row["accuracy"] < row["accuracy_interval"][1]
     files = [tmp_path / "cmp" / cell / "verdicts.json" for cell in cells[::2]]
     held_out = [json.loads(file.read_text())["videos"] for file in files]
     assert len({video for part in held_out for video in part}) == sum(map(len, held_out)) == 24
     assert found["course"]["accuracy"] == COURSE
-    assert "| tiny | 8 |" in table.read_text() and "not ours" in table.read_text()
+    assert "| tiny | 642 |" in table.read_text() and "not ours" in table.read_text()
     assert plot.read_text().startswith("<svg")
 
 
 def test_parameters_are_those_of_the_input_that_is_trained_on(small_set: Path, tmp_path: Path) -> None:
     result = compare(small_set, tmp_path, "--folds", 2, "--input", "rgb+diff", "--json")
-    assert json.loads(result.stdout)["rows"][0]["parameters"] == 14  # 6 channels × 2 classes, and 2 biases
+    assert json.loads(result.stdout)["rows"][0]["parameters"] == 642 + 3 * 8 * 5 * 5  # of the first convolution
 
 
 def test_a_familys_own_table_in_the_file_beats_the_rest_and_the_command_line_beats_it(
@@ -248,7 +218,7 @@ def test_weights_that_have_learnt_what_is_held_out_are_refused(small_set: Path, 
     allowed = compare(small_set, tmp_path / "b", "--folds", 2, "--weights", f"tiny={learnt}", "--json")
     assert allowed.exit_code == 0, allowed.output
     about = json.loads((tmp_path / "b" / "tiny-fold1of2-seed0" / "run.json").read_text())
-    assert about["started_from"]["matched"] == 2
+    assert about["started_from"]["matched"] == 9
 
 
 def test_a_chart_escapes_its_names(tmp_path: Path) -> None:
