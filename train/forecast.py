@@ -63,9 +63,8 @@ class Outlook:
             return "how long they take is told after the first epoch"
         if not seconds:
             return "nothing to train"
-        known = {load.model for load in self.loads if load.spent()}
-        guessed = list(dict.fromkeys(load.model for load in self.loads if load.model not in known))
-        by = f" ({', '.join(guessed)} by their FLOPs, not yet measured)" if guessed else ""
+        guessed = {load.model for load in self.loads} - {load.model for load in self.loads if load.spent()}
+        by = f" (not measured yet: {len(guessed)} of the families, by their FLOPs)" if guessed else ""
         return f"about {duration(seconds / self.jobs)} to go{by}"
 
     def after_an_epoch(self, stage: Stage, say: Callable[[str], None]) -> Stage:
