@@ -1,6 +1,7 @@
 """`train compare` on a family of few weights: cells, their resumption, pooling, and the table."""
 
 import json
+import pickle
 import signal
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from pipeline.shards.index import read_set
 from train.chart import Panel, Point, write_svg
 from train.cli import main
 from train.cli_recipe import options_by_family, settings_by_family, weights_by_family
+from train.compare import Cell, _work_in_pool
 from train.comparison_table import COURSE
 from train.folds import train_and_val
 from train.loop import Trainer
 from train.recipes import RECIPES, TrainRecipe
+from train.run_settings import RunSettings
 from train.stopping import Stopped
 
 
@@ -226,3 +229,22 @@ def test_a_chart_escapes_its_names(tmp_path: Path) -> None:
     write_svg(tmp_path / "a.svg", [Panel("t", "x", "y", points=points, log_x=True, x_range=(1e5, 1e7))])
     text = (tmp_path / "a.svg").read_text()
     assert "a&lt;b" in text and text.count("<circle") == 2 and "1 M" in text
+
+
+def test_a_worker_that_was_stopped_says_so_and_begins_nothing_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def stops(cell: Cell) -> None:
+        begun.append(cell.out.name)
+        raise Stopped(signal.SIGTERM, "stopped after epoch 1")
+
+    monkeypatch.setattr(Cell, "work", stops)
+    monkeypatch.setattr("train.compare._STOPS", [])
+    for name in ("first", "second"):
+        with pytest.raises(Stopped) as caught:
+            _work_in_pool(Cell(RunSettings("tiny", "", RECIPES["tiny"]), tmp_path / name, 5))
+        told = pickle.loads(pickle.dumps(caught.value))  # as the pool hands it over
+        assert (told.number, str(told)) == (signal.SIGTERM, "stopped after epoch 1")
+    assert begun == ["first"]

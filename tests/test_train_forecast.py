@@ -28,9 +28,9 @@ def test_a_family_without_an_epoch_is_measured_by_its_flops(tmp_path: Path) -> N
 
 def test_the_outlook_says_what_is_known(tmp_path: Path) -> None:
     fresh = Load("a", 2, 100, 0, 1.0, tmp_path / "none.jsonl")
-    assert "after the first epoch" in str(Outlook([fresh], 1))
+    assert "after the first epoch" in str(Outlook([fresh], 1)) and "first run" in str(Outlook([fresh], 2))
     mixed = [load(tmp_path, "d", [60] * 5), load(tmp_path, "e", [])]
-    assert str(Outlook(mixed, 1)).endswith("to go (not measured yet: 1 of the families, by their FLOPs)")
+    assert str(Outlook(mixed, 1)).endswith("to go (1 of the families only guessed, by their FLOPs)")
     halfway = load(tmp_path, "b", [60] * 5)
     assert str(Outlook([halfway], 1)) == "about 6 min to go"
     assert str(Outlook([halfway], 2)) == "about 3 min to go"

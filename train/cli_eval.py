@@ -1,5 +1,6 @@
 """`train eval` and `train compare`. Heavy imports stay inside the commands."""
 
+import signal
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -167,9 +168,9 @@ def compare(
     try:
         with progress("clips") as stage:
             found = work(cells, out, jobs=jobs, allow_leaks=allow_leaks, say=say, stage=stage)
-    except Stopped as stopped:
-        say(f"{stopped}; the same command goes on from there")
-        click.get_current_context().exit(128 + stopped.number)
+    except KeyboardInterrupt as stop:  # between two runs, or of several at a time, it is no `Stopped`
+        say(f"{str(stop) or 'stopped'}; the same command goes on from there")
+        click.get_current_context().exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
     if markdown:
         write_markdown(markdown, found)
     if plot:

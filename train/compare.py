@@ -37,9 +37,11 @@ from train.leakage import copies, crossing
 from train.loop import Trainer
 from train.metrics import roc_auc, wilson
 from train.run_settings import RunSettings
+from train.stopping import Stopped
 
 VERDICTS = "verdicts.json"  # in a cell's folder: what it says of the videos that it held out
 Say = Callable[[str], None]
+_STOPS: list[Stopped] = []  # of this process
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,7 @@ def _side_by_side(todo: Sequence[Cell], jobs: int, stage: Stage) -> Iterator[tup
         devices.put(names[number % len(names)] if names else None)
     step = stage("runs", len(todo))
     with ProcessPoolExecutor(jobs, spawn, partial(_take_device, devices, jobs)) as pool:
-        tasks = {pool.submit(cell.work): cell for cell in todo}
+        tasks = {pool.submit(_work_in_pool, cell): cell for cell in todo}
         try:
             for task in as_completed(tasks):
                 error = task.exception()
@@ -242,6 +244,17 @@ def _side_by_side(todo: Sequence[Cell], jobs: int, stage: Stage) -> Iterator[tup
                 yield tasks[task], error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _work_in_pool(cell: Cell) -> None:
+    """In a worker process. One that was stopped begins nothing new: the pool may have handed it another cell."""
+    if _STOPS:
+        raise _STOPS[0]
+    try:
+        cell.work()
+    except Stopped as stopped:
+        _STOPS.append(stopped)
+        raise
 
 
 def visible_devices() -> list[str]:

@@ -60,11 +60,11 @@ class Outlook:
     def __str__(self) -> str:
         seconds = seconds_left(self.loads)
         if seconds is None:
-            return "how long they take is told after the first epoch"
+            return f"how long they take is told after the first {'epoch' if self.jobs == 1 else 'run'}"
         if not seconds:
             return "nothing to train"
         guessed = {load.model for load in self.loads} - {load.model for load in self.loads if load.spent()}
-        by = f" (not measured yet: {len(guessed)} of the families, by their FLOPs)" if guessed else ""
+        by = f" ({len(guessed)} of the families only guessed, by their FLOPs)" if guessed else ""
         return f"about {duration(seconds / self.jobs)} to go{by}"
 
     def after_an_epoch(self, stage: Stage, say: Callable[[str], None]) -> Stage:
