@@ -13,12 +13,13 @@ from torch import nn
 
 from models import count_parameters
 from models.family import Family
+from models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.errors import UserError
 from pipeline.shards.index import ShardSet, SplitIndex
 from train.augment import augment, draw_augmentation
 from train.clips import training_clips
 from train.compute import Compute, make_model
-from train.inputs import IMAGENET_MEAN, IMAGENET_STD, INPUTS, make_input
+from train.inputs import INPUTS, make_input
 from train.optim import make_optimizer
 from train.recipes import TrainRecipe
 from train.stream import Batch, ClipStream

@@ -1,5 +1,6 @@
 """`train eval` and `train compare`. Heavy imports stay inside the commands."""
 
+import signal
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -154,6 +155,7 @@ def compare(
     from train.compare import plan_cells, visible_devices
     from train.comparison_table import write_markdown, write_plot
     from train.run_settings import RunSettings
+    from train.stopping import Stopped
 
     place = str(shards.resolve())
     asked = [
@@ -163,8 +165,12 @@ def compare(
     cells = plan_cells(asked, out, folds=folds, seeds=numbers, clips=clips, within=within)
     jobs = jobs or max(1, len(visible_devices()) if device == "auto" else 1)
     say = partial(click.echo, err=True)
-    with progress("clips") as stage:
-        found = work(cells, out, jobs=jobs, allow_leaks=allow_leaks, say=say, stage=stage)
+    try:
+        with progress("clips") as stage:
+            found = work(cells, out, jobs=jobs, allow_leaks=allow_leaks, say=say, stage=stage)
+    except KeyboardInterrupt as stop:  # between two runs, or of several at a time, it is no `Stopped`
+        say(f"{str(stop) or 'stopped'}; the same command goes on from there")
+        click.get_current_context().exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
     if markdown:
         write_markdown(markdown, found)
     if plot:

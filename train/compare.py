@@ -27,18 +27,21 @@ from pipeline.shards.index import ShardSet, read_set
 from pipeline.summary import summarize
 from train.bootstrap import group_intervals
 from train.catalog import describe_model
-from train.checkpoint import METRICS, RUN, read_run, write_json
+from train.checkpoint import LOG, METRICS, RUN, read_run, write_json
 from train.compute import choose_compute
 from train.evaluate import evaluate_run, groups_of
 from train.folds import train_and_val
+from train.forecast import Load, Outlook
 from train.inputs import INPUTS
 from train.leakage import copies, crossing
 from train.loop import Trainer
 from train.metrics import roc_auc, wilson
 from train.run_settings import RunSettings
+from train.stopping import Stopped
 
 VERDICTS = "verdicts.json"  # in a cell's folder: what it says of the videos that it held out
 Say = Callable[[str], None]
+_STOPS: list[Stopped] = []  # of this process
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,9 @@ def compare(
     if not allow_leaks:
         _check_weights(cells, digest)
     leaks = _check_leaks(cells, shard_set, out, stage, allowed=allow_leaks)
-    say(f"{len(cells)} runs, {len(cells) - len(todo)} of them done")
-    failed = _work(todo, jobs, say, stage)
+    outlook = Outlook([_load(cell, shard_set, rows[cell.settings.model]["gflops"]) for cell in cells], jobs)
+    say(f"{len(cells)} runs, {len(cells) - len(todo)} of them done; {outlook}")
+    failed = _work(todo, jobs, outlook, say, stage)
     found = {
         "shards": str(shard_set.folder),
         "digest": digest,
@@ -189,20 +193,32 @@ def _check_leaks(
     return {"checked": True, "allowed": allowed, **found.as_dict()}
 
 
-def _work(todo: Sequence[Cell], jobs: int, say: Say, stage: Stage) -> dict[str, str]:
+def _load(cell: Cell, shard_set: ShardSet, gflops: float) -> Load:
+    train, held_out = train_and_val(shard_set, cell.settings.fold)
+    recipe = cell.settings.recipe
+    judged = 0 if held_out is None else len(held_out)
+    log = cell.out / LOG
+    cost = max(gflops, 0.01)  # a tiny model's are rounded to 0
+    return Load(cell.settings.model, recipe.epochs, len(train) * recipe.repeats, judged, cost, log)
+
+
+def _work(todo: Sequence[Cell], jobs: int, outlook: Outlook, say: Say, stage: Stage) -> dict[str, str]:
     """Do the cells; returns those whose training failed, by name, with the reason."""
     failed: dict[str, str] = {}
-    for cell, error in _one_by_one(todo, say, stage) if jobs == 1 else _side_by_side(todo, jobs, stage):
+    doing = _one_by_one(todo, outlook, say, stage) if jobs == 1 else _side_by_side(todo, jobs, stage)
+    for cell, error in doing:
         if error is not None:
             failed[cell.out.name] = str(error)
-        say(f"{cell.out.name}: {error or 'done'}")
+        say(f"{cell.out.name}: {error or 'done'}; {outlook}")
     return failed
 
 
-def _one_by_one(todo: Sequence[Cell], say: Say, stage: Stage) -> Iterator[tuple[Cell, WorkFailed | None]]:
+def _one_by_one(
+    todo: Sequence[Cell], outlook: Outlook, say: Say, stage: Stage
+) -> Iterator[tuple[Cell, WorkFailed | None]]:
     for cell in todo:
         try:
-            cell.work(say, stage)
+            cell.work(say, outlook.after_an_epoch(stage, say))
         except WorkFailed as error:
             yield cell, error
         else:
@@ -218,7 +234,7 @@ def _side_by_side(todo: Sequence[Cell], jobs: int, stage: Stage) -> Iterator[tup
         devices.put(names[number % len(names)] if names else None)
     step = stage("runs", len(todo))
     with ProcessPoolExecutor(jobs, spawn, partial(_take_device, devices, jobs)) as pool:
-        tasks = {pool.submit(cell.work): cell for cell in todo}
+        tasks = {pool.submit(_work_in_pool, cell): cell for cell in todo}
         try:
             for task in as_completed(tasks):
                 error = task.exception()
@@ -228,6 +244,17 @@ def _side_by_side(todo: Sequence[Cell], jobs: int, stage: Stage) -> Iterator[tup
                 yield tasks[task], error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _work_in_pool(cell: Cell) -> None:
+    """In a worker process. One that was stopped begins nothing new: the pool may have handed it another cell."""
+    if _STOPS:
+        raise _STOPS[0]
+    try:
+        cell.work()
+    except Stopped as stopped:
+        _STOPS.append(stopped)
+        raise
 
 
 def visible_devices() -> list[str]:
