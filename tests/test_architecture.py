@@ -16,6 +16,7 @@ TRAIN_MAY_USE = (
     "pipeline.summary",
     "pipeline.leaks",
     "pipeline.errors",
+    "pipeline.commands",
     "pipeline.console",
     "pipeline.places",
     "pipeline.foreign",

@@ -98,7 +98,7 @@ def test_a_cache_that_fails_costs_a_warning(
     (tmp_path / "file").touch()
     report = build(labelled_videos, tmp_path / "other", cache=tmp_path / "file")
     assert report.decoded == 8 and set_bytes(tmp_path / "other") == set_bytes(tmp_path / "alone")
-    assert f"--cache {tmp_path / 'file'}" in report.warnings[-1]
+    assert f"--frame-cache {tmp_path / 'file'}" in report.warnings[-1]
 
 
 def test_a_bad_video_is_no_part_of_it_and_a_video_cut_short_is(labelled_videos: Path, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ class FrameCache:
             raise  # the machine's fault, not the cache's
         except Exception as error:  # each file system has exceptions of its own
             self._failed[what] = time.monotonic()
-            self.trouble = f"--cache {self._folder}: cannot be {what}: {type(error).__name__}: {error}"
+            self.trouble = f"--frame-cache {self._folder}: cannot be {what}: {type(error).__name__}: {error}"
             return None
 
 
