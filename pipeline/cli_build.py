@@ -45,7 +45,7 @@ def source_option(when: str, default: Path | None = None) -> Callable[[Any], Any
 
 @click.command()
 @click.argument("source", metavar="[SRC]", type=PLACE, default=DEFAULT_VIDEOS)
-@click.option("--out", type=PLACE, default=DEFAULT_SHARDS, help="The set to make: a folder or URL.")
+@click.option("--out", type=PLACE, default=DEFAULT_SHARDS, help="Where to put the set: a folder or URL.")
 @click.option("--fps", metavar="RATE", default="5", help="Frames kept per second: 5, 12.5, 30000/1001.")
 @click.option("--size", metavar="SIZE", default="112", help="Size of a frame: 112 (square) or 160x90.")
 @click.option(

@@ -11,7 +11,7 @@ from pipeline.console import progress
 
 @click.command()
 @set_argument
-@click.option("--out", type=FILE, default="preview.html", help="The page to write.")
+@click.option("--out", type=FILE, default="preview.html", help="Where to write the page.")
 @click.option("--videos", type=click.IntRange(1, 2000), default=200,
               help="How many videos; of more, a sample by split and label.")  # fmt: skip
 @seed_option("that sample")

@@ -26,7 +26,10 @@ from train.cli_recipe import config_option, make_recipe, options_by_family, reci
 @shards_option
 @cache_options
 @click.option(
-    "--out", type=FOLDER, default="runs/compare", help="The folder of all runs; what is done there is kept."
+    "--out",
+    type=FOLDER,
+    default="runs/compare",
+    help="Where to put all runs: a folder; what is done there is kept.",
 )
 @click.option("--models", "names", metavar="FAMILIES", shell_complete=names_in(FAMILIES),
               help="Model families, with commas between.  [default: all]")  # fmt: skip
@@ -43,7 +46,7 @@ from train.cli_recipe import config_option, make_recipe, options_by_family, reci
               help="One of a family's own, such as vivit.scale=small; may be repeated.")  # fmt: skip
 @allow_leaks_option
 @click.option("--markdown", type=FILE, help="Write the table as Markdown.")
-@click.option("--plot", type=FILE, help="Draw accuracy over parameters, as SVG.")
+@click.option("--plot", type=FILE, help="Draw the accuracy over parameters, as SVG.")
 @overwrite_option("the files of --markdown and --plot")
 @recipe_options
 @json_option

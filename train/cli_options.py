@@ -71,10 +71,10 @@ def every_option(told: str) -> Flag:
     return click.option("--every", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help=told)
 
 
-def model_option(*, required: bool = False, default: str | None = None, table: str = FAMILIES) -> Flag:
+def model_option(table: str = FAMILIES, **attributes: Any) -> Flag:
     """`--model`: one of the families in the table."""
     return click.option(
-        "--model", metavar="FAMILY", required=required, default=default, shell_complete=names_in(table),
+        "--model", metavar="FAMILY", shell_complete=names_in(table), **attributes,
         help="The model family; `train models` lists them.",
     )  # fmt: skip
 

@@ -15,9 +15,9 @@ INSIDE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 @click.command()
-@model_option(default="videomae", table="train.recipes:PRETRAIN_RECIPES")
+@model_option("train.recipes:PRETRAIN_RECIPES", default="videomae")
 @run_options
-@click.option("--mask-ratio", type=INSIDE, help="Share of a frame's patches that is hidden: 0.75, 0.9 …")
+@click.option("--mask-ratio", type=INSIDE, help="Share of a frame's patches that is hidden, such as 0.9.")
 @unlabelled_options
 @click.option("--pictures-every", type=click.IntRange(0), help="Epochs from picture to picture; 0: none.")
 @click.pass_context

@@ -35,9 +35,13 @@ RECIPE_FLAGS: list[Callable[[Any], Any]] = [
     ),
     click.option("--ratio", type=click.FloatRange(1), help="How much wider or higher a crop may be; 1: none."),
     click.option("--flip", type=SHARE, help="Share of clips that are mirrored."),
-    click.option("--brightness", type=SHARE, help="How far its factor may be from 1; 0: no change."),
-    click.option("--contrast", type=SHARE, help="How far its factor may be from 1; 0: no change."),
-    click.option("--saturation", type=SHARE, help="How far its factor may be from 1; 0: no change."),
+    click.option(
+        "--brightness", type=SHARE, help="Largest change of brightness: 0.2 is 0.8 to 1.2 times; 0: none."
+    ),
+    click.option("--contrast", type=SHARE, help="Largest change of contrast: 0.2 is 0.8 to 1.2 times; 0: none."),
+    click.option(
+        "--saturation", type=SHARE, help="Largest change of saturation: 0.2 is 0.8 to 1.2 times; 0: none."
+    ),
     click.option("--hue", type=click.FloatRange(0, 0.5), help="How far colours may turn, of a whole turn."),
     click.option("--grayscale", type=SHARE, help="Share of clips without colour."),
     click.option("--blur", type=SHARE, help="Share of clips that are blurred."),

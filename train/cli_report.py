@@ -12,7 +12,7 @@ from train.cli_options import judging_options
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=FOLDER)
-@click.option("--out", type=FILE, default="report.html", help="The page to write.")
+@click.option("--out", type=FILE, default="report.html", help="Where to write the page.")
 @judging_options
 @overwrite_option("the file of --out")
 @json_option

@@ -23,7 +23,7 @@ RUN_FLAGS: list[Callable[[Any], Any]] = [
     config_option,
     shards_option,
     *cache_flags,
-    click.option("--out", type=FOLDER, help="The run's folder.  [default: runs/<model>-<time>]"),
+    click.option("--out", type=FOLDER, help="Where to put the run: a folder.  [default: runs/<model>-<time>]"),
     seed_option("order, clips, augmentation and first weights"),
     click.option(
         "--fold", metavar="k/K", help="Hold fold k of K (0/5 … 4/5) out of train and val together, by group."

@@ -20,7 +20,7 @@ PEAKS_SHOWN = 3  # labels in the table of `train predict`
 @run_argument
 @click.argument("videos", metavar="VIDEO...", nargs=-1, required=True, type=click.Path())
 @click.option("--clips", type=click.IntRange(1), help="Clips a video, averaged.  [default: 5]")
-@every_option("Slide over the whole video instead: a clip every so often.")
+@every_option("A clip every so often, over the whole video, instead of --clips.")
 @checkpoint_option
 @click.option("--csv", "table", type=FILE, help="Write a table of all clips.")
 @click.option("--plot", type=FILE, help="Draw the timelines, as SVG.")
@@ -41,7 +41,7 @@ def predict(
     \b
     Examples:
       train predict runs/first street.mp4 https://example.org/yard.mp4
-      train predict runs/first night.mkv --every 1 --csv night.csv --plot night.svg
+      train predict runs/first night.mkv --every 1 --plot night.svg
     """
     from pipeline.errors import UserError, WorkFailed
     from train.checkpoint import read_run, write_text
@@ -83,7 +83,7 @@ def predict(
 @click.command()
 @run_argument
 @click.option("--to", required=True, type=click.Choice(["torch", "onnx"]), help="A torch.export program, or ONNX.")
-@click.option("--out", type=FILE, help="The file to write.  [default: RUN/model.pt2 or .onnx]")
+@click.option("--out", type=FILE, help="Where to write the file.  [default: RUN/model.pt2 or .onnx]")
 @checkpoint_option
 @click.option("--parity-clips", "clips", type=click.IntRange(1), default=20, help="Clips to check parity on.")
 @overwrite_option("the file of --out")

@@ -19,7 +19,7 @@ SECONDS = click.FloatRange(0)
 @run_argument
 @click.argument("place", metavar="SOURCE", type=click.Path())
 @click.option("--label", help="What is watched for.  [default: the run's last label]")
-@every_option("A decision every so often.  [default: at every stored frame]")
+@every_option("A clip every so often.  [default: at every stored frame]")
 @click.option("--on", type=SHARE, default=0.6, help="An event begins at this probability.")
 @click.option("--off", type=SHARE, default=0.4, help="An event ends below this probability.")
 @click.option("--min-seconds", type=SECONDS, default=1.0, help="Shorter events are not told.")
@@ -35,7 +35,7 @@ SECONDS = click.FloatRange(0)
               help="A file not in real time but as fast as can be; no frame is dropped.")  # fmt: skip
 @checkpoint_option
 @compute_options
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as a last JSON line, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line more at the end, the summary.")
 def watch(
     run_folder: Path, place: str, label: str | None, every: float | None, save: Path | None, before: float,
     reconnect: float | None, full_speed: bool, weights: str, device: str, precision: str, as_json: bool,
@@ -48,7 +48,7 @@ def watch(
 
     \b
     Examples:
-      train watch runs/first rtsp://camera.local/stream --label fight --save events
+      train watch runs/first rtsp://camera.local/live --label fight --save events
       train watch runs/first /dev/video0 --every 1 > events.jsonl
       train watch runs/first night.mkv --full-speed
     """
