@@ -18,7 +18,7 @@ from train.cli_options import (
     compute_options,
     shards_option,
 )
-from train.cli_recipe import config_option, make_recipe, options_by_family, recipe_options, weights_by_family
+from train.cli_recipe import config_option, recipe_options, settings_by_family
 
 
 @click.command()
@@ -75,14 +75,10 @@ def compare(
     from train.run_settings import RunSettings
 
     place = absolute(str(shards))
-    kept, own = weights_by_family(weights, chosen), options_by_family(options, chosen)
     asked = [
-        RunSettings(
-            name, place, make_recipe(name, flags), device=device, precision=precision,
-            weights=kept.get(name), options=own.get(name, {}),
-        )
-        for name in chosen
-    ]  # fmt: skip
+        RunSettings(name, place, **own, device=device, precision=precision)
+        for name, own in settings_by_family(chosen, flags, weights, options).items()
+    ]
     cells = plan_cells(
         asked, out, folds=folds, seeds=numbers, clips=clips, within=within, cache=cache, cache_size=cache_size
     )
