@@ -113,9 +113,9 @@ def _usage_in_one_line() -> Iterator[None]:
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as error:
-        message = " ".join(error.format_message().split())
+        message = printable(" ".join(error.format_message().split())).rstrip(".")
         hint = f" See: {error.ctx.command_path} --help" if error.ctx else ""
-        raise WrongUse(printable(message) + hint) from error
+        raise WrongUse(f"{message}.{hint}") from error
 
 
 def _verbose_option() -> click.Option:

@@ -48,8 +48,6 @@ RUN_FLAGS: list[Callable[[Any], Any]] = [
     overwrite_option("the run in --out"),
     json_option,
 ]  # fmt: skip
-# Of them those that say how the work goes on, and not what comes out.
-WORK = ("cache", "cache_size", "out", "checkpoint_every", "tensorboard", "resume", "overwrite", "as_json")
 
 
 def run_options(command: Any) -> Any:
@@ -58,7 +56,7 @@ def run_options(command: Any) -> Any:
 
 
 def settings_from(model: str, recipe: Any, flags: dict[str, Any]) -> "RunSettings":
-    """What was asked for, with the flags of RUN_FLAGS that are not WORK."""
+    """What was asked for: those of RUN_FLAGS that decide what comes out."""
     from train.run_settings import RunSettings
 
     weights: Path | None = flags["weights"]
@@ -85,7 +83,7 @@ def train_run(
     then: str,
     **kept: Any,
 ) -> None:
-    """Carry a run to its end by the flags of WORK, and show its metrics as `rows`.
+    """Carry a run to its end by those of RUN_FLAGS that say how, and show its metrics as `rows`.
 
     `then`: the command that comes next, with `{out}` for the run's folder. `kept`: more for the `Trainer`. Raises
     `UserError`.
