@@ -20,9 +20,7 @@ PAIRS_SHOWN = 50
 @click.option("--threshold", type=click.FloatRange(0, 1), default=0.25,
               help="How unlike near copies may be: 0 (alike) to 1 (unrelated).")  # fmt: skip
 @click.option("--all", "every", is_flag=True, help="Also pairs inside one split and label.")
-@click.option(
-    "--group", type=FILE, metavar="FILE", help="Write a CSV for build-shards that keeps copies together."
-)
+@click.option("--group", type=FILE, help="Write a CSV for build-shards that keeps copies together.")
 @source_option("With --group: ", DEFAULT_VIDEOS)
 @overwrite_option("the file of --group")
 @click.option("--strict", is_flag=True, help="Exit with 1 if any pair is found.")

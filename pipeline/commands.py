@@ -18,7 +18,9 @@ from pipeline.places import as_place
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 VERBOSE = "reelcache.verbose"  # in the context's `meta`: how often -v was given
-NUMBERS = {"integer": "N", "integer range": "N", "float": "X", "float range": "X"}
+METAVARS = {
+    "integer": "N", "integer range": "N", "float": "X", "float range": "X", "directory": "DIR", "path or url": "PLACE",
+}  # fmt: skip
 SHELLS = {
     "bash": 'eval "$({} completion bash)"',
     "zsh": 'eval "$({} completion zsh)"',
@@ -65,12 +67,12 @@ class Commands(click.Group):
         self.add_command(_completion_command(self.name or ""))
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """Register a command. It gets `-v`, and its help shows all defaults and short names of numbers."""
+        """Register a command. It gets `-v`, and its help shows all defaults and short names of values."""
         cmd.params.append(_verbose_option())
         for param in cmd.params:
             if isinstance(param, click.Option):
                 param.show_default = True if param.show_default is None else param.show_default
-                param.metavar = param.metavar or NUMBERS.get(param.type.name)
+                param.metavar = param.metavar or METAVARS.get(param.type.name)
         super().add_command(cmd, name)
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:

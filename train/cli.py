@@ -19,7 +19,7 @@ from train.cli_options import (
     shards_option,
 )
 from train.cli_pretrain import pretrain
-from train.cli_recipe import family_option, make_recipe, recipe_options, stopping_options
+from train.cli_recipe import Training, family_option, make_recipe, recipe_options, stopping_options
 from train.cli_report import report
 from train.cli_training import run_options, settings_from, train_run
 from train.cli_use import export, predict
@@ -39,7 +39,7 @@ def main() -> None:
     """
 
 
-@click.command()
+@click.command(cls=Training)
 @model_option(required=True)
 @run_options
 @recipe_options
@@ -48,7 +48,7 @@ def main() -> None:
 def run(ctx: click.Context, /, model: str, **flags: Any) -> None:
     """Train a model family on a shard set.
 
-    It learns from the `train` split and is judged on `val` after each epoch. A flag without a default here has
+    It learns from the `train` split and is judged on `val` after each epoch. What is not given of the recipe is
     the family's own.
 
     \b

@@ -18,10 +18,10 @@ from train.cli_options import (
     compute_options,
     shards_option,
 )
-from train.cli_recipe import config_option, recipe_options, settings_by_family
+from train.cli_recipe import Training, config_option, recipe_options, settings_by_family
 
 
-@click.command()
+@click.command(cls=Training)
 @config_option
 @shards_option
 @cache_options
@@ -58,8 +58,8 @@ def compare(
 ) -> None:  # fmt: skip
     """Train and judge several families, for one table.
 
-    Families × folds × seeds, and the course's figures beside them. Stopped, it goes on when run again. A flag
-    without a default here has each family's own.
+    Families × folds × seeds, and the course's figures beside them. Stopped, it goes on when run again. What is
+    not given of the recipe is each family's own.
 
     \b
     Examples:

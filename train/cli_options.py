@@ -51,7 +51,7 @@ def _bytes(_ctx: click.Context, _param: click.Parameter, given: str | None) -> i
 
 cache_flags: list[Flag] = [
     click.option(
-        "--cache", type=FOLDER, metavar="DIR",
+        "--cache", type=FOLDER,
         help="Shards of a set behind a URL come here.  [default: ~/.cache/reelcache]",
     ),
     click.option("--cache-size", metavar="50GB", callback=_bytes, help="At most so much is kept there."),

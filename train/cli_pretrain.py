@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from train.cli_options import model_option
-from train.cli_recipe import override, unlabelled_options
+from train.cli_recipe import Training, override, unlabelled_options
 from train.cli_training import run_options, settings_from, train_run
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 INSIDE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
-@click.command()
+@click.command(cls=Training)
 @model_option("train.recipes:PRETRAIN_RECIPES", default="videomae")
 @run_options
 @click.option("--mask-ratio", type=INSIDE, help="Share of a frame's patches that is hidden, such as 0.9.")
@@ -25,7 +25,7 @@ def pretrain(ctx: click.Context, /, model: str, **flags: Any) -> None:
     """Let a model learn from a shard set without its labels.
 
     Most of each clip of the `train` split is hidden, and the model paints it. What `val` has is painted after each
-    epoch to tell how well. `train run --weights` then starts from the run. A flag without a default here has the
+    epoch to tell how well. `train run --weights` then starts from the run. What is not given of the recipe is the
     family's own.
 
     \b

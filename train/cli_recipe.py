@@ -91,6 +91,21 @@ STOPPING_FLAGS: list[Callable[[Any], Any]] = [
 ]
 
 
+class Training(click.Command):
+    """A command whose help shows the flags of the recipe apart, below all others."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Two lists of options."""
+        from train.recipes import PretrainRecipe
+
+        for title, of_recipe in (("Options", False), ("Recipe", True)):
+            params = [
+                p for p in self.get_params(ctx) if (p.name in PretrainRecipe.__dataclass_fields__) is of_recipe
+            ]
+            with formatter.section(title):
+                formatter.write_dl([record for param in params if (record := param.get_help_record(ctx))])
+
+
 def recipe_options(command: Any) -> Any:
     """All flags that override a family's recipe."""
     return apply_options([*RECIPE_FLAGS, *LABEL_FLAGS], command)

@@ -24,9 +24,7 @@ SECONDS = click.FloatRange(0)
 @click.option("--off", type=SHARE, default=0.4, help="An event ends below this probability.")
 @click.option("--min-seconds", type=SECONDS, default=1.0, help="Shorter events are not told.")
 @click.option("--gap-seconds", type=SECONDS, default=1.0, help="Shorter gaps do not end an event.")
-@click.option(
-    "--save", type=FOLDER, metavar="DIR", help="Keep an MP4 of each event: the frames that the model saw."
-)
+@click.option("--save", type=FOLDER, help="Keep an MP4 of each event: the frames that the model saw.")
 @click.option("--before", type=SECONDS, default=3.0, metavar="SECONDS",
               help="With --save: what a clip shows of the time before its event was told.")  # fmt: skip
 @click.option("--reconnect", type=SECONDS, metavar="SECONDS",
