@@ -19,7 +19,8 @@ from pipeline.places import as_place
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 VERBOSE = "reelcache.verbose"  # in the context's `meta`: how often -v was given
 METAVARS = {
-    "integer": "N", "integer range": "N", "float": "X", "float range": "X", "directory": "DIR", "path or url": "PLACE",
+    "integer": "N", "integer range": "N", "float": "X", "float range": "X",
+    "directory": "DIR", "path or url": "PLACE",
 }  # fmt: skip
 SHELLS = {
     "bash": 'eval "$({} completion bash)"',
