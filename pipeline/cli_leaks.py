@@ -51,7 +51,7 @@ def leaks(
     with progress("videos") as stage:
         found = find_leaks(shard_set, threshold, stage)
     shown = [pair for pair in found.pairs if every or pair.harms]
-    moved = write_groups(group, shard_set, videos, found.pairs, overwrite=overwrite) if group else None
+    moved = write_groups(group, shard_set, videos, found.pairs) if group else None
     _print_leaks(shards, found, shown, threshold, as_json)
     if group:
         click.echo(f"{group}: {moved} videos change their split; next: prep build-shards {group}", err=as_json)
