@@ -179,9 +179,11 @@ def joined_groups(groups: Mapping[str, str], pairs: Iterable[Pair]) -> dict[str,
 
 
 def write_groups(file: Path, shard_set: ShardSet, source: Sequence[Video], pairs: Iterable[Pair]) -> int:
-    """Write (or replace) the CSV of `source`, from which the set was built, with copies joined into groups;
-    returns how many videos change their split. Each group stands in the split that has most of it. Paths are relative to
-    `file`. Raises `UserError`."""
+    """Write (or replace) the CSV of `source`, from which the set was built, with copies joined into groups.
+
+    Returns how many videos change their split. Each group stands in the split that has most of it. Paths are
+    relative to `file`. Raises `UserError`.
+    """
     held = {sample.video: (car.split, sample) for car in shard_set.sidecars for sample in car.samples}
     missing = sorted(held.keys() - {video.id for video in source})
     if missing:
