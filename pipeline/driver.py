@@ -1,5 +1,6 @@
 """The whole of `prep build-shards`: from a source of videos to a finished set."""
 
+import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,7 @@ from pipeline.shards.folder import Folder, get_folder
 from pipeline.shards.frame_cache import FrameCache
 from pipeline.sources import Video, list_videos
 
+LOG = logging.getLogger(__name__)
 POLL_SECONDS = 1.0  # between two looks at what other builders have in hand
 
 
@@ -118,6 +120,7 @@ def build_set(
         todo = (plan_to_join(videos, standing, wanted.per_shard) if others else None) or _plan(
             wanted, videos, standing, stage
         )
+        LOG.info("%d videos; %d shards to write, of %d", len(videos), len(todo.tasks), len(todo.names))
         before = begin(folder)
         where = {"workers": workers, "scheduler": scheduler}
         running = _Running(folder, crew, job, where, max_rejects, time_limit, stage)
@@ -244,6 +247,7 @@ class _Running:
         work = partial(build_shard, job=self._job)
         for task, result in cluster.run(work, tasks, step, **self._where, time_limit=self._time_limit):
             if isinstance(result, cluster.WorkerDied):
+                LOG.info("%s: its worker died", task.name)
                 died.append(task)
             else:
                 self._collect(task, result)
@@ -259,9 +263,13 @@ class _Running:
 
     def _collect(self, task: ShardTask, result: Built | Elsewhere | Exception) -> None:
         if isinstance(result, Built):
+            LOG.info(
+                "%s: decoded %d, copied %d, rejected %d", task.name, result.decoded, result.copied, result.rejected
+            )
             self.built.append(result)
             _stop_at(self._max_rejects, sum(shard.rejected for shard in self.built))
         elif result is Elsewhere.IN_HAND:
+            LOG.info("%s: another builder has it", task.name)
             self._waiting.append(task)
         elif isinstance(result, Exception):
             self._failed[task.name] = result

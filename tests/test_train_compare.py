@@ -11,6 +11,7 @@ import pytest
 from click import Context
 from click.testing import CliRunner, Result
 from conftest import assert_one_clear_line, write_video
+from far import FarServer
 
 import models
 from pipeline.cli import main as prep
@@ -34,10 +35,17 @@ def tiny_family(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, "tiny", TrainRecipe(epochs=1, frames=4, batch_size=8))
 
 
-def compare(shards: Path, out: Path, *more: object) -> Result:
+def compare(shards: Path | str, out: Path, *more: object) -> Result:
     flags = ["--models", "tiny", "--precision", "fp32", "--allow-leaks"]
     words = ["compare", "--shards", shards, "--out", out, *flags, *more]
     return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def test_a_set_behind_a_url_is_fetched_once_for_all_runs(server: FarServer, tmp_path: Path) -> None:
+    kept_in = ["--cache", tmp_path / "cache", "--cache-size", "1GB"]
+    result = compare(server.url, tmp_path / "cmp", "--folds", 2, *kept_in, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["shards"] == server.url and max(server.shards().values()) == 1
 
 
 def test_folds_and_seeds_make_one_row_of_all_videos(small_set: Path, tmp_path: Path) -> None:

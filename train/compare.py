@@ -11,6 +11,7 @@ import statistics
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import connection
@@ -22,7 +23,9 @@ import numpy as np
 import torch
 
 from pipeline.errors import UserError, WorkFailed
+from pipeline.places import as_place
 from pipeline.report import Stage, no_stage
+from pipeline.shards.cache import cache_for
 from pipeline.shards.index import ShardSet, read_set
 from pipeline.summary import summarize
 from train.bootstrap import group_intervals
@@ -51,6 +54,8 @@ class Cell:
     settings: RunSettings
     out: Path
     clips: int
+    cache: Path | None = None  # where shards of a set behind a URL come to, of at most so many bytes
+    cache_size: int | None = None
 
     def is_done(self) -> bool:
         """Whether it was trained and judged, by as many clips. Raises `UserError` for a run of other settings."""
@@ -71,12 +76,15 @@ class Cell:
     def work(self, say: Say = lambda _: None, stage: Stage = no_stage) -> None:
         """Train to the end, from where it stands, and judge. Raises `UserError` and `WorkFailed`."""
         if not (self.out / METRICS).exists():
-            trainer = Trainer(self.settings, self.out, say)
+            trainer = Trainer(self.settings, self.out, say, cache=self.cache, cache_size=self.cache_size)
             trainer.resume() if (self.out / RUN).exists() else trainer.start()
             trainer.fit(lambda what, total: stage(f"{self.out.name}, {what}", total))
         compute = choose_compute(self.settings.device, self.settings.precision)
         # Leaks are a matter of the whole comparison, and were looked for before it began.
-        found = evaluate_run(self.out, compute=compute, clips=self.clips, weights="last", check_leaks=False)
+        found = evaluate_run(
+            self.out, compute=compute, clips=self.clips, weights="last", check_leaks=False, cache=self.cache,
+            cache_size=self.cache_size,
+        )  # fmt: skip
         values = {
             "clips": self.clips,
             "videos": found.predictions.videos,
@@ -95,6 +103,8 @@ def plan_cells(
     seeds: Sequence[int],
     clips: int,
     within: str | None = None,
+    cache: Path | None = None,
+    cache_size: int | None = None,
 ) -> list[Cell]:
     """Every family with every fold and seed, family by family; of what fold `within` trains on, where it is given.
 
@@ -108,7 +118,7 @@ def plan_cells(
             for seed in seeds:
                 part = "" if fold is None else f"-fold{fold.replace('/', 'of').replace(',', '-')}"
                 name = f"{settings.model}{part}-seed{seed}"
-                cells.append(Cell(replace(settings, fold=fold, seed=seed), out / name, clips))
+                cells.append(Cell(replace(settings, fold=fold, seed=seed), out / name, clips, cache, cache_size))
     return cells
 
 
@@ -126,7 +136,7 @@ def compare(
     A cell whose training fails (`WorkFailed`) is reported in its family's row, and the others go on.
     Raises `UserError`, before anything is trained where that can be known.
     """
-    shard_set = read_set(Path(cells[0].settings.shards))
+    shard_set = read_set(as_place(cells[0].settings.shards))
     digest = summarize(shard_set)["digest"]
     size = shard_set.recipe.width, shard_set.recipe.height
     rows = {
@@ -187,7 +197,8 @@ def _check_leaks(
         if fold is None:
             side |= dict.fromkeys(train.videos, "train")
         side |= dict.fromkeys(held_out.videos, fold or "val")
-    found = crossing(shard_set, side, copies(shard_set, out, stage))
+    with cache_for(shard_set, cells[0].cache, cells[0].cache_size) or nullcontext() as elsewhere:
+        found = crossing(shard_set, side, copies(shard_set, out, stage, elsewhere))
     if not allowed:
         found.refuse(f"{shard_set.folder}: what is held out shares with what is trained on")
     return {"checked": True, "allowed": allowed, **found.as_dict()}
