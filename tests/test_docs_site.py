@@ -7,6 +7,7 @@ import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
+import click
 import pytest
 
 from pipeline.cli import main as prep
@@ -28,7 +29,7 @@ def test_the_navigation_and_the_front_page_have_every_page() -> None:
 
 def test_the_reference_shows_both_commands_with_all_that_is_below() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
-    shown = re.findall(r"\.\. click:: (\S+)\n +:prog: (\w+)\n +:nested: full", (DOCS / "commands.md").read_text())
+    shown = re.findall(r"```\{commands\} (\S+)\n:prog: (\w+)", (DOCS / "commands.md").read_text())
     assert {name: place for place, name in shown} == scripts
 
 
@@ -55,8 +56,9 @@ def test_every_command_and_option_is_on_the_site(site: Path) -> None:
     for program, group in GROUPS.items():
         for name, command in group.commands.items():
             assert f'id="{program}-{name}"' in page, name
-            for param in command.params:
-                assert not param.opts[0].startswith("--") or f'id="cmdoption-{program}-{name}-{param.opts[0][2:]}' in page
+            flags = (param.opts[0] for param in command.params if isinstance(param, click.Option))
+            for flag in flags:
+                assert f'id="{program}-{name}-{flag.lstrip("-")}"' in page, flag
 
 
 def test_the_site_fetches_nothing(site: Path) -> None:

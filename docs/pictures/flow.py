@@ -82,8 +82,8 @@ def batch(clips: list[list[Picture]]) -> list[str]:
         x, y = 490 + 8 * row, 124 + 44 * row
         parts.append(card(x, y, 176, 46))
         parts += [image(frame, x + 5 + 42 * number, y + 3, 40, 40) for number, frame in enumerate(clip[2:6])]
-    return [*parts, arrow(690, 190, 732), card(738, 162, 122, 58, "box backbone"), text(799, 186, "model", "name mid"),
-            text(799, 207, "[B, T, C, H, W]", "quiet mid")]  # fmt: skip
+    parts += [arrow(690, 190, 732), card(738, 162, 122, 58, "box backbone")]
+    return [*parts, text(799, 186, "model", "name mid"), text(799, 207, "[B, T, C, H, W]", "quiet mid")]
 
 
 def draw() -> str:
@@ -93,10 +93,11 @@ def draw() -> str:
     parts = [*film(videos[0][0]), *shard(videos[0][1]), *batch([kept for _, kept in videos])]
     label = "A video's frames at 5 fps go into a shard, once; batches of clips come from shards in every epoch"
     style = STYLE + "  .kept { stroke-width: 3; fill: none }\n"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">\n'
-        f"<style>{style}</style>\n{card(0.5, 0.5, WIDTH - 1, HEIGHT - 1)}\n" + "\n".join(parts) + "\n</svg>\n"
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
     )
+    whole = [head, f"<style>{style}</style>", card(0.5, 0.5, WIDTH - 1, HEIGHT - 1), *parts, "</svg>\n"]
+    return "\n".join(whole)
 
 
 if __name__ == "__main__":
