@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build, write_video
+from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
