@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click import Context
 from click.testing import CliRunner, Result
 from conftest import assert_one_clear_line
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from pipeline.errors import WorkFailed
 from pipeline.shards.index import read_set
 from train.chart import Panel, Point, write_svg
 from train.cli import main
-from train.cli_recipe import options_by_family, weights_by_family
+from train.cli_recipe import options_by_family, settings_by_family, weights_by_family
 from train.comparison_table import COURSE
 from train.folds import train_and_val
 from train.loop import Trainer
@@ -87,6 +88,30 @@ def test_folds_and_seeds_make_one_row_of_all_videos(small_set: Path, tmp_path: P
 def test_parameters_are_those_of_the_input_that_is_trained_on(small_set: Path, tmp_path: Path) -> None:
     result = compare(small_set, tmp_path, "--folds", 2, "--input", "rgb+diff", "--json")
     assert json.loads(result.stdout)["rows"][0]["parameters"] == 14  # 6 channels × 2 classes, and 2 biases
+
+
+def test_a_familys_own_table_in_the_file_beats_the_rest_and_the_command_line_beats_it(
+    small_set: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("lr = 0.5\nepochs = 3\n[family.tiny]\nepochs = 2\n[family.vivit]\noption = {scale = 'micro'}")
+    for flags, wanted in (((), (2, 0.5)), (("--epochs", 1), (1, 0.5))):
+        out = tmp_path / str(wanted[0])
+        result = compare(small_set, out, "--folds", 2, "--config", file, *flags)
+        assert result.exit_code == 0, result.output
+        settings = json.loads((out / "tiny-fold0of2-seed0" / "run.json").read_text())["settings"]
+        assert (settings["epochs"], settings["lr"]) == wanted
+
+
+def test_options_and_first_weights_come_from_a_familys_table(tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir()
+    tables = {"vivit": {"options": ["scale=micro"], "weights": [str(tmp_path / "w")]}}
+    with Context(main.commands["compare"]) as context:
+        context.meta["family"] = tables
+        found = settings_by_family(["vivit", "s3d"], {"epochs": 3}, [], ["vivit.heads=4"])
+    assert found["vivit"]["options"] == {"heads": 4, "scale": "micro"}
+    assert found["vivit"]["weights"] == str(tmp_path / "w") and found["s3d"]["weights"] is None
+    assert found["s3d"]["recipe"].epochs == 3 and found["s3d"]["options"] == {}
 
 
 def test_a_run_of_an_older_release_counts_where_what_it_lacks_is_at_its_default(

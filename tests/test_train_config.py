@@ -98,3 +98,21 @@ def test_a_comparison_takes_a_file_too(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("patience = 2")
     message = "patience: is no setting of `train compare`"
     assert_one_clear_line(train("compare", "--config", tmp_path / "a.toml"), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("family = 3", "a.toml: family: must be a table for each family"),
+        ("[family.magic]", "a.toml: family.magic: must be a table, and its name one of single_frame"),
+        (
+            "[family.vivit]\nepoch = 3",
+            "a.toml: family.vivit.epoch: is no setting of `train compare`; did you mean epoch",
+        ),
+        ("[family.vivit]\nseeds = '3'", "a.toml: family.vivit.seeds: is no setting of `train compare`"),
+        ("[family.vivit]\nepochs = 0", "a.toml: family.vivit.epochs = 0: 0 is not in the range"),
+    ],
+)
+def test_a_wrong_table_of_one_family_is_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    assert_one_clear_line(train("compare", "--config", tmp_path / "a.toml"), 2, message)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pipeline.console import PLACE, json_option, print_json, print_table, progress, warn
-from train.cli_recipe import config_option, make_recipe, options_by_family, weights_by_family
+from train.cli_recipe import config_option, settings_by_family
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -156,14 +156,10 @@ def compare(
     from train.run_settings import RunSettings
 
     place = str(shards.resolve())
-    kept, own = weights_by_family(weights, chosen), options_by_family(options, chosen)
     asked = [
-        RunSettings(
-            name, place, make_recipe(name, flags), device=device, precision=precision,
-            weights=kept.get(name), options=own.get(name, {}),
-        )
-        for name in chosen
-    ]  # fmt: skip
+        RunSettings(name, place, **own, device=device, precision=precision)
+        for name, own in settings_by_family(chosen, flags, weights, options).items()
+    ]
     cells = plan_cells(asked, out, folds=folds, seeds=numbers, clips=clips, within=within)
     jobs = jobs or max(1, len(visible_devices()) if device == "auto" else 1)
     say = partial(click.echo, err=True)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from train.recipes import TrainRecipe
 
 SHARE = click.FloatRange(0, 1)
+TYPED = click.core.ParameterSource.COMMANDLINE
 TRUTH = {"true": True, "yes": True, "false": False, "no": False}
 # Told by the set and by other flags
 FIXED = ("name", "num_classes", "num_frames", "size", "in_channels", "dropout", "mask_ratio", "mean", "std")
@@ -117,9 +118,11 @@ def make_recipe(family: str, flags: dict[str, Any]) -> "TrainRecipe":
 
 def _take_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
     if path is not None:
-        from train.config import read_config
+        from train.config import FAMILY, flags_of, read_config, read_families
 
         ctx.default_map = read_config(path, ctx.command)
+        if "models" in flags_of(ctx.command):
+            ctx.meta[FAMILY] = read_families(path, ctx.command)
 
 
 config_option = click.option(
@@ -141,6 +144,29 @@ family_option = click.option(
     callback=lambda _ctx, _param, given: parse_options(given),
     help="One of the family's own, such as fusion=concat; may be repeated.",
 )
+
+
+def settings_by_family(
+    families: Sequence[str], flags: dict[str, Any], weights: Sequence[str], options: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Recipe, first weights and options of each family, as `RunSettings` takes them. Raises `UserError`.
+
+    The command line beats the family's own table in --config, and that beats the rest of the file."""
+    context = click.get_current_context()
+    tables = context.meta.get("family", {})
+    typed = {name for name in (*flags, "weights", "options") if context.get_parameter_source(name) == TYPED}
+    kept, own = weights_by_family(weights, families), options_by_family(options, families)
+    found = {}
+    for family in families:
+        table = {name: value for name, value in tables.get(family, {}).items() if name not in typed}
+        alone, extra = table.pop("weights", []), parse_options(tuple(table.pop("options", [])))
+        start = weights_by_family(alone, [family]) or kept
+        found[family] = {
+            "recipe": make_recipe(family, {**flags, **table}),
+            "weights": start.get(family),
+            "options": {**own.get(family, {}), **extra},
+        }
+    return found
 
 
 def options_by_family(given: Sequence[str], families: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ import click
 from pipeline.errors import UserError
 
 CONFIG = "config.toml"
+FAMILY = "family"  # of a comparison: [family.vivit] holds for vivit alone
 COMMAND_LINE_ONLY = {"help", "version", "config", "resume", "overwrite", "as_json"}
 
 
@@ -21,21 +22,55 @@ def read_config(path: Path, command: click.Command) -> dict[str, Any]:
     Keys are the command's flags without their dashes; `option` is a table. Raises `UserError`, which names file
     and key, for a key that is no flag, or a value that the flag would not take.
     """
+    values = _parsed(path)
+    if "models" in flags_of(command):
+        values.pop(FAMILY, None)
+    return _by_name(f"{path}: ", values, command, flags_of(command))
+
+
+def read_families(path: Path, command: click.Command) -> dict[str, dict[str, Any]]:
+    """What `[family.NAME]` tables say for one family alone: {family: values as `read_config` returns them}.
+
+    Raises `UserError` as `read_config` does, for families that don't exist, too.
+    """
+    from train.recipes import RECIPES, TrainRecipe
+
+    tables = _parsed(path).get(FAMILY, {})
+    if not isinstance(tables, dict):
+        raise UserError(f"{path}: {FAMILY}: must be a table for each family, such as [{FAMILY}.vivit]")
+    own = {*TrainRecipe.__dataclass_fields__, "weights", "options"}
+    flags = {key: flag for key, flag in flags_of(command).items() if flag.name in own}
+    found = {}
+    for family, values in tables.items():
+        if family not in RECIPES or not isinstance(values, dict):
+            raise UserError(
+                f"{path}: {FAMILY}.{family}: must be a table, and its name one of {', '.join(RECIPES)}"
+            )
+        found[family] = _by_name(f"{path}: {FAMILY}.{family}.", values, command, flags)
+    return found
+
+
+def _parsed(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"--config {path}: no such file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"--config {path}: cannot be read as TOML: {error}") from error
-    flags = flags_of(command)
+
+
+def _by_name(
+    where: str, values: dict[str, Any], command: click.Command, flags: Mapping[str, click.Option]
+) -> dict[str, Any]:
+    """Checked values by the names of their parameters. Raises `UserError`."""
     found = {}
     for key, value in values.items():
         flag = flags.get(key.replace("_", "-"))
         if flag is None or flag.name is None:
             near = get_close_matches(key.replace("_", "-"), flags, 1)
             hint = f"; did you mean {near[0]}?" if near else f"; `train {command.name} --help` lists the flags"
-            raise UserError(f"{path}: {key}: is no setting of `train {command.name}`{hint}")
-        found[flag.name] = _checked(f"{path}: {key}", flag, value)
+            raise UserError(f"{where}{key}: is no setting of `train {command.name}`{hint}")
+        found[flag.name] = _checked(f"{where}{key}", flag, value)
     return found
 
 
