@@ -1,6 +1,7 @@
 """The site of `make docs`: nothing warns, nothing is missing, nothing is fetched."""
 
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -37,6 +38,15 @@ def test_links_lead_to_files_that_are_there() -> None:
     for page in [*ROOT.glob("*.md"), *DOCS.glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_the_picture_is_what_its_script_draws() -> None:
+    """But for its photographs, which another OpenCV compresses in another way."""
+    drawn = runpy.run_path(str(DOCS / "pictures" / "flow.py"))["draw"]()
+    kept = (DOCS / "pictures" / "flow.svg").read_text("utf-8")
+    told, shown = (re.sub('base64,[^"]*', "", svg) for svg in (drawn, kept))
+    assert told == shown, "run python docs/pictures/flow.py"
+    assert kept.count("<image") == drawn.count("<image") > 30 and len(kept) < 300_000
 
 
 @pytest.fixture(scope="module")
