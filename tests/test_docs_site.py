@@ -34,10 +34,18 @@ def test_the_reference_shows_both_commands_with_all_that_is_below() -> None:
     assert {name: place for place, name in shown} == scripts
 
 
-def test_links_lead_to_files_that_are_there() -> None:
+def anchors(page: Path) -> set[str]:
+    """Of the headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.+)", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_to_files_and_headings_that_are_there() -> None:
     for page in [*ROOT.glob("*.md"), *DOCS.glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
-            assert (page.parent / target).exists(), (page.name, target)
+        for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^):]*))?\)", page.read_text("utf-8")):
+            to = page.parent / target if target else page
+            assert to.exists(), (page.name, target)
+            assert not anchor or anchor in anchors(to), (page.name, target, anchor)
 
 
 def test_the_picture_is_what_its_script_draws() -> None:
