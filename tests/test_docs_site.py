@@ -74,7 +74,7 @@ def test_every_command_and_option_is_on_the_site(site: Path) -> None:
     for program, group in GROUPS.items():
         for name, command in group.commands.items():
             assert f'id="{program}-{name}"' in page, name
-            flags = (param.opts[0] for param in command.params if isinstance(param, click.Option))
+            flags = (max(param.opts, key=len) for param in command.params if isinstance(param, click.Option))
             for flag in flags:
                 assert f'id="{program}-{name}-{flag.lstrip("-")}"' in page, flag
 

@@ -25,6 +25,7 @@ from pipeline.cli import main as prep
 from pipeline.recipe import Recipe
 from pipeline.sample_videos import make_sample_videos
 from train.cli import main as train
+from train.config import read_config, read_families
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted(ROOT.glob("docs/*.md"))
@@ -112,6 +113,13 @@ def simple_commands(line: str) -> list[list[str]]:
 SHELL = [(block, line) for block in BLOCKS if block.language == "sh" for line in lines_of(block)]
 NAMED = [pytest.param(line, id=f"{block}: {line[:40]}") for block, line in SHELL]
 
+# What pages show as --config of `train run` and `train compare`
+SETTINGS = {
+    "run" if "model" in tomllib.loads(block.code) else "compare": block.code
+    for block in BLOCKS
+    if block.language == "toml"
+}
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, small_set: Path) -> Path:
@@ -124,11 +132,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, small_set: Path) -> Path:
     build(videos, root / "data" / "zarr-set", recipe=Recipe(width=32, height=32, format="zarr"))
     (root / "my-videos").symlink_to(videos)
     (root / "runs" / "x").mkdir(parents=True)
-    for block in BLOCKS:
-        if block.language == "toml":
-            tomllib.loads(block.code)
-            (root / "recipe.toml").write_text(block.code)
-            (root / "runs" / "x" / "config.toml").write_text(block.code)
+    for name in ("recipe.toml", "runs/x/config.toml"):
+        (root / name).write_text(SETTINGS["run"])
     return root
 
 
@@ -219,6 +224,14 @@ def check_ours(program: str, args: list[str]) -> None:
             assert family in MODELS
             with torch.device("meta"):
                 build_model(family, num_classes=2, num_frames=16, size=(112, 112), **ctx.params.get("options", {}))
+
+
+def test_settings_in_files_are_taken(tmp_path: Path) -> None:
+    assert set(SETTINGS) == {"run", "compare"}
+    for name, text in SETTINGS.items():
+        (tmp_path / "settings.toml").write_text(text)
+        assert read_config(tmp_path / "settings.toml", train.commands[name])
+    assert "vivit" in read_families(tmp_path / "settings.toml", train.commands["compare"])
 
 
 def flags_of(command: click.Command) -> set[str]:
