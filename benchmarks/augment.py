@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from train.augment import augment, draw_augmentation
-from train.inputs import IMAGENET_MEAN, IMAGENET_STD, make_input, to_clips
+from train.inputs import make_input, to_clips
 from train.recipes import Augment
 
 Work = Callable[[], Tensor]

@@ -27,7 +27,7 @@ import click
 from decoders import FPS, OURS, PEERS, SIZE
 
 from pipeline.decode import get_decoder
-from pipeline.decode.pyav import _open, demux
+from pipeline.decode.container import demux, open_video
 from pipeline.recipe import Recipe
 from pipeline.sources import list_videos
 
@@ -94,7 +94,7 @@ def kept_numbers(path: str) -> list[int]:
     """Which frames of the video are kept, counted in order of display."""
     recipe = Recipe(fps=Fraction(FPS), width=SIZE, height=SIZE)
     kept = {frame.pts for frame in get_decoder("pyav").frames(path, recipe)}
-    with _open(path) as (container, stream):
+    with open_video(path) as (container, stream):
         pts = sorted(packet.pts for packet in demux(container, stream) if not packet.is_discard)
     return [number for number, time in enumerate(pts) if time in kept]
 

@@ -149,13 +149,14 @@ def ours(name: str) -> tuple[Decode, str]:
 def limit() -> tuple[Decode, str]:
     """Only the needed frames decoded, by our plan; none converted."""
     from pipeline.decode import pyav
+    from pipeline.decode.container import demux, open_video
     from pipeline.recipe import Recipe
 
     recipe = Recipe(fps=Fraction(FPS), width=SIZE, height=SIZE)
 
     def decode(path: str, numbers: Sequence[int]) -> Any:  # noqa: ARG001
-        with pyav._open(path) as (container, stream):
-            packets = list(pyav.demux(container, stream))
+        with open_video(path) as (container, stream):
+            packets = list(demux(container, stream))
             times = pyav._Times()
             for packet in packets:
                 times.add(packet)

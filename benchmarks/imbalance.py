@@ -54,7 +54,7 @@ def balanced_accuracies(rows: list[Row], folder: Path, seed: int, flags: list[st
         out = str(folder / str(number))
         run = [*TRAIN, "run", "--shards", shards, "--out", out, "--seed", str(seed), *flags, *way]
         subprocess.run(run, check=True, capture_output=True)
-        judge = [*TRAIN, "eval", out, "--weights", "last", "--allow-leaks", "--json"]
+        judge = [*TRAIN, "eval", out, "--checkpoint", "last", "--allow-leaks", "--json"]
         done = subprocess.run(judge, check=True, capture_output=True, text=True)
         found.append(json.loads(done.stdout)["balanced_accuracy"])
     return found

@@ -48,7 +48,7 @@ def accuracy(family: str, flags: str, shards: Path, out: Path) -> tuple[float, f
         *TRAIN,
         "eval",
         str(out),
-        "--weights",
+        "--checkpoint",
         "last",
         "--allow-leaks",
         "--json",

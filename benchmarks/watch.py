@@ -78,9 +78,7 @@ def choose(run: Path, videos: Path, label: str) -> tuple[list[str], list[str]]:
     """Clips of the label, and others, as many as are needed: those that the model judges best."""
     rows = list(csv.DictReader(videos.open()))
     paths = {str(videos.parent / row["path"]): row["label"] == label for row in rows}
-    done = subprocess.run(
-        [*TRAIN, "predict", str(run), *paths, "--stride", "0.2", "--json"], check=True, stdout=-1
-    )
+    done = subprocess.run([*TRAIN, "predict", str(run), *paths, "--every", "0.2", "--json"], check=True, stdout=-1)
     found = {video["video"]: video["timeline"] for video in json.loads(done.stdout)["videos"]}
     chances = {path: [moment["probabilities"][label] for moment in found[path]] for path in paths}
     planted = sorted((p for p in paths if paths[p]), key=lambda p: -min(chances[p]))[: PLANTED * EVENTS]

@@ -5,11 +5,12 @@ Adding a family: one file here, one line in MODELS.
 
 from importlib import import_module
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:  # whoever asks for names alone, such as shell completion, does not wait for torch
+    from torch import nn
 
-from models.family import Family
+    from models.family import Family
 
 # name -> class, imported on first use
 MODELS = {
@@ -27,7 +28,9 @@ PRETRAINING = {"videomae_pretraining": "models.videomae:VideoMAEPretraining"}
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a word"}
 
 
-def build_model(name: str, *, num_classes: int, num_frames: int, size: tuple[int, int], **options: Any) -> Family:
+def build_model(
+    name: str, *, num_classes: int, num_frames: int, size: tuple[int, int], **options: Any
+) -> "Family":
     """The family's network with fresh weights.
 
     `size`: (width, height) of a frame in pixels. Raises `ValueError` for a name that is not in MODELS, and for
@@ -39,14 +42,14 @@ def build_model(name: str, *, num_classes: int, num_frames: int, size: tuple[int
     return _build(name, MODELS[name], given, options)
 
 
-def build_pretraining(name: str, *, num_frames: int, size: tuple[int, int], **options: Any) -> Family:
+def build_pretraining(name: str, *, num_frames: int, size: tuple[int, int], **options: Any) -> "Family":
     """A network of PRETRAINING with fresh weights; it maps clips to the loss of each. See `build_model`."""
     if name not in PRETRAINING:
         raise ValueError(f"no pre-training is called {name!r}; there are {', '.join(PRETRAINING)}")
     return _build(name, PRETRAINING[name], {"num_frames": num_frames, "size": size}, options)
 
 
-def _build(name: str, place: str, given: dict[str, Any], options: dict[str, Any]) -> Family:
+def _build(name: str, place: str, given: dict[str, Any], options: dict[str, Any]) -> "Family":
     module, _, cls = place.partition(":")
     family = getattr(import_module(module), cls)
     _check_options(name, options, {p.name: p.default for p in signature(family).parameters.values()})
@@ -67,6 +70,6 @@ def _check_options(name: str, options: dict[str, Any], defaults: dict[str, Any])
             )
 
 
-def count_parameters(model: nn.Module) -> int:
+def count_parameters(model: "nn.Module") -> int:
     """How many numbers the model learns."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,14 +1,20 @@
 """Formats of other people's CNN and Mamba checkpoints."""
 
 import re
+from dataclasses import replace
 
 from torch import Tensor
 
 from models.formats import Format
+from models.normalisation import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    KINETICS_MEAN,
+    KINETICS_STD,
+    LITE_MEAN,
+    LITE_STD,
+)
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-KINETICS_MEAN, KINETICS_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
-LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # as TensorFlow trained them
 PICTURE_FAMILIES = ("single_frame", "late_fusion", "early_fusion", "cnn_lstm", "cnn_mamba")
 
 
@@ -36,22 +42,20 @@ def _is_mamba(keys: set[str]) -> bool:
     return not others and any(re.search(r"(^|mixer\.)A_log$", key) for key in keys)
 
 
+RESNET = Format(
+    name="torchvision ResNet",
+    recognises=lambda keys: {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight"} <= keys,
+    convert=_to_trunk,
+    families=PICTURE_FAMILIES,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+)
 CNN_FORMATS: tuple[Format, ...] = (
-    Format(
-        name="torchvision ResNet",
-        recognises=lambda keys: {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight"} <= keys,
-        convert=_to_trunk,
-        families=PICTURE_FAMILIES,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-    ),
-    Format(
+    RESNET,
+    replace(
+        RESNET,
         name="torchvision VGG with batch norm",
         recognises=lambda keys: {"features.0.weight", "features.1.running_mean"} <= keys,
-        convert=_to_trunk,
-        families=PICTURE_FAMILIES,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
     ),
     Format(
         name="efficientnet-lite-pytorch",

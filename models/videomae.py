@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from models.origin import Grid
 from models.vit import (
     EPS,
@@ -28,8 +29,6 @@ from models.vit_mend import resize_positions
 
 TUBELET = 2  # frames of a token
 NATIVE_GRID = (8, 14, 14)  # 16 frames of 224×224 pixels: what the published weights were trained on
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def sincos_table(count: int, width: int) -> Tensor:

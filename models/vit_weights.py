@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from models.formats import Format
-from models.videomae import IMAGENET_MEAN, IMAGENET_STD, sincos_table
+from models.normalisation import HALF, IMAGENET_MEAN, IMAGENET_STD
+from models.videomae import sincos_table
 
 State = dict[str, Tensor]
-HALF = (0.5, 0.5, 0.5)
 
 # Hugging Face's names, of version 4 and of version 5, to timm's
 HUGGING_FACE = (

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.backbones import find_backbone
-from models.cnn_weights import CNN_FORMATS, IMAGENET_MEAN, IMAGENET_STD
+from models.cnn_weights import CNN_FORMATS
 from models.family import Family
 from models.formats import Format
+from models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from models.origin import OURS, Origin, read_origin
 from models.vit import name_scale
 from models.vit_weights import VIT_CROSSINGS, VIT_FORMATS

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.console import PLACE, human_bytes, json_option, print_json, print_table, progress, warn
+from pipeline.cli_build import group_by_option, set_argument, source_option, workers_option
+from pipeline.commands import PLACE, apply_options, json_option
+from pipeline.console import human_bytes, print_json, print_table, progress, warn
 
 if TYPE_CHECKING:
     from pipeline.sets import Difference, Found
@@ -15,28 +17,35 @@ if TYPE_CHECKING:
 SHOWN = 50
 AGES = ((86_400, "days"), (3600, "hours"), (60, "minutes"))
 
-jobs_option = click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True,
-                           help="Shards on the way at a time.")  # fmt: skip
-prune_option = click.option("--prune", is_flag=True, help="Drop videos there that the set has not.")
-check_option = click.option(
-    "--check", is_flag=True, help="Read what is there already, too; replace what is damaged."
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(1, 64), default=4, help="How many at a time: shards on the way."
 )
+
+
+def transfer_options(command: Any) -> Any:
+    """The flags of push and pull."""
+    options = [
+        jobs_option,
+        click.option("--prune", is_flag=True, help="Drop videos there that the set has not."),
+        click.option("--check", is_flag=True, help="Read what is there already, too; replace what is damaged."),
+        json_option,
+    ]
+    return apply_options(options, command)
 
 
 @click.command()
 @click.argument("shards", metavar="SET", type=PLACE)
 @click.argument("target", metavar="URL", type=PLACE)
-@jobs_option
-@prune_option
-@check_option
-@json_option
+@transfer_options
 def push(shards: Path | str, target: Path | str, **options: Any) -> None:
-    """Copy SET to URL, or to a folder: only what is not there yet.
+    """Copy a set to a URL or folder: only what is missing there.
 
-    Every shard is compared with its SHA-256 on the way, and again where it was put. Run it again after any crash.
+    Every shard of SET is compared with its SHA-256 on the way, and again where it was put. Run it again after any
+    crash.
 
     \b
-    Example:  prep push data/rwf s3://team/rwf-5fps-112
+    Example:
+      prep push data/rwf s3://team/rwf-5fps-112
     """
     _transfer(shards, target, **options)
 
@@ -44,17 +53,15 @@ def push(shards: Path | str, target: Path | str, **options: Any) -> None:
 @click.command()
 @click.argument("source", metavar="URL", type=PLACE)
 @click.argument("folder", metavar="DIR", type=PLACE)
-@jobs_option
-@prune_option
-@check_option
-@json_option
+@transfer_options
 def pull(source: Path | str, folder: Path | str, **options: Any) -> None:
-    """Copy the set at URL to the folder DIR: only what is not there yet.
+    """Copy a set from a URL to a folder: only what is missing.
 
-    The reverse of `prep push`; a web server will do.
+    The reverse of push. A web server will do.
 
     \b
-    Example:  prep pull https://data.example.org/rwf-5fps-112 data/rwf
+    Example:
+      prep pull https://data.example.org/rwf-5fps-112 data/rwf
     """
     _transfer(source, folder, **options)
 
@@ -77,10 +84,13 @@ def _transfer(source: Path | str, target: Path | str, *, as_json: bool, **option
 @click.argument("root", metavar="ROOT", type=PLACE)
 @json_option
 def list_command(root: Path | str, as_json: bool) -> None:
-    """Say which sets are under ROOT, and which of them have the same recipe or the same bytes.
+    """Say which shard sets are in a folder or bucket.
+
+    ROOT is searched, and the answer says which sets have the same recipe or the same bytes.
 
     \b
-    Example:  prep list s3://team
+    Example:
+      prep list s3://team
     """
     from pipeline.sets import list_sets
 
@@ -134,25 +144,27 @@ def _alike_text(about: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("shards", metavar="SET", type=PLACE)
+@set_argument
 @click.option("--deep", is_flag=True, help="Look inside, too: formats, frames, descriptions, times.")
-@click.option("--repair", is_flag=True, help="Build what is damaged again, and nothing else.")
-@click.option(
-    "--source", type=PLACE, metavar="SRC", help="With --repair: the folder or CSV that SET was built from."
-)
-@click.option("--group-by", metavar="REGEX", help="With --repair: as it was given to `build-shards`.")
-@click.option("--workers", type=click.IntRange(0), default=1, show_default=True, help="With --repair: processes.")
+@click.option("--repair", is_flag=True, help="Build what is damaged again, and nothing else; with --source.")
+@source_option("With --repair: ")
+@group_by_option
+@workers_option(1)
 @jobs_option
 @json_option
 def verify(
     shards: Path | str, deep: bool, repair: bool, source: Path | str | None, group_by: str | None, workers: int,
     jobs: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Read all of SET, and name every file that is damaged. Exits with 1 if any is.
+    """Read a whole set, and name every file that is damaged.
+
+    SET (default data/shards) may be a URL. Exits with 1 if any file is damaged. To --repair, videos are decoded
+    again: give --source, and --group-by as it was given to build-shards.
 
     \b
-    Example:  prep verify s3://team/rwf-5fps-112
-              prep verify data/rwf --deep --repair --source rwf-2000
+    Examples:
+      prep verify s3://team/rwf-5fps-112
+      prep verify data/rwf --deep --repair --source rwf-2000
     """
     from pipeline.errors import UserError, WorkFailed
     from pipeline.verify import verify_set
@@ -202,12 +214,14 @@ def _print_damage(found: "Verified", *, err: bool) -> None:
 @json_option
 @click.pass_context
 def diff(context: click.Context, a: Path | str, b: Path | str, as_json: bool) -> None:
-    """Say how set B differs from set A: recipe, videos, labels, splits, groups, sources, frames.
+    """Say how two sets differ.
 
-    Exits with 1 if it does, like diff.
+    What is other in set B than in set A: recipe, videos, labels, splits, groups, sources, frames. Exits with 1
+    where anything is, like diff.
 
     \b
-    Example:  prep diff data/rwf s3://team/rwf-5fps-112
+    Example:
+      prep diff data/rwf s3://team/rwf-5fps-112
     """
     from pipeline.sets import compare_sets
 

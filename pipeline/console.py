@@ -1,67 +1,40 @@
-"""Manners of both command lines: errors in one line, progress and tables on stderr or stdout, `--json`."""
+"""How both command lines speak: tables and JSON on stdout, warnings and progress on stderr."""
 
 import json
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import UserError
-from pipeline.places import as_place
 from pipeline.report import Stage, Step
 
-
-class Place(click.ParamType[Path | str]):
-    """A path of this machine, or a URL that fsspec knows."""
-
-    name = "path or url"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:  # noqa: ARG002
-        """See `pipeline.places.as_place`."""
-        return as_place(str(value))
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
-PLACE = Place()
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # and right to left
 
 
-class Commands(click.Group):
-    """A click group whose commands end a `UserError` in one line and its exit code, never a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            click.echo(f"Error: {_printable(str(error))}", err=True)
-            ctx.exit(error.exit_code)
-        except BrokenPipeError:  # the reader of our output has seen enough
-            sys.stderr.close()
-            ctx.exit(0)
-        except OSError as error:  # a full disk, a folder that may not be written
-            click.echo(f"Error: {_printable(str(error))}", err=True)
-            ctx.exit(1)
-
-
-def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--json`, with the same words everywhere."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")(command)
-
-
 def print_json(values: Any) -> None:
-    """One JSON object on stdout."""
+    """One JSON document on stdout."""
     click.echo(json.dumps(values, indent=2))
+
+
+def make_console(*, err: bool, width: int | None = None) -> "Console":
+    """A console of rich's on stdout or stderr; plain text where nobody looks or `NO_COLOR` is set."""
+    from rich.console import Console
+
+    return Console(width=width, stderr=err, color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
 def print_table(
     title: str, rows: Sequence[Sequence[object]], header: Sequence[str] = (), *, err: bool = False
 ) -> None:
-    """A table on stdout, or stderr; plain text where nobody looks or `NO_COLOR` is set."""
-    from rich.console import Console
+    """A table on stdout, or stderr."""
     from rich.table import Table
     from rich.text import Text
 
@@ -69,29 +42,28 @@ def print_table(
     for name in header or [""] * max(map(len, rows), default=1):
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_printable(str(cell))) for cell in row))
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
     # A pipe has no width of its own.
     stream = sys.stderr if err else sys.stdout
-    console = Console(width=None if stream.isatty() else 120, stderr=err)
-    console.print(Text(_printable(title), "bold"))
+    console = make_console(err=err, width=None if stream.isatty() else 120)
+    console.print(Text(printable(title), "bold"))
     console.print(table)
 
 
-def _printable(text: str) -> str:
-    """Names of files may hold bytes that are no text, or that a terminal obeys."""
+def printable(text: str) -> str:
+    """Text as it may be shown. Names of files may hold bytes that are no text, or that a terminal obeys."""
     shown = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     return shown.encode("utf-8", "backslashreplace").decode()
 
 
 def warn(message: str) -> None:
     """A warning on stderr."""
-    click.secho(f"Warning: {_printable(message)}", err=True, fg="yellow")
+    click.secho(f"Warning: {printable(message)}", err=True, fg="yellow")
 
 
 @contextmanager
 def progress(unit: str) -> Iterator[Stage]:
     """A progress bar on stderr with rate and ETA; yields a function that opens a stage of the work."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
@@ -104,7 +76,7 @@ def progress(unit: str) -> Iterator[Stage]:
         TextColumn("ETA"),
         Remaining(),
     )
-    bar = Progress(*columns, console=Console(stderr=True), speed_estimate_period=120)
+    bar = Progress(*columns, console=make_console(err=True), speed_estimate_period=120)
 
     def stage(what: str, total: int) -> Step:
         bar.start()  # not before there is something to show

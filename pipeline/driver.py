@@ -1,10 +1,9 @@
 """The whole of `prep build-shards`: from a source of videos to a finished set."""
 
-import os
+import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 
 from pipeline import cluster
 from pipeline.build import Built, Elsewhere, Job, build_shard
+from pipeline.digests import read_digests
 from pipeline.errors import UserError, WorkFailed
 from pipeline.estimate import Estimate, estimate
-from pipeline.places import absolute, is_url, local_file
+from pipeline.places import absolute, is_url
 from pipeline.plan import (
     Plan,
     ShardTask,
@@ -43,10 +43,11 @@ from pipeline.shards.directory import (
     standing_shard,
     unmark,
 )
-from pipeline.shards.folder import Folder, file_sha256, get_folder
+from pipeline.shards.folder import Folder, get_folder
 from pipeline.shards.frame_cache import FrameCache
 from pipeline.sources import Video, list_videos
 
+LOG = logging.getLogger(__name__)
 POLL_SECONDS = 1.0  # between two looks at what other builders have in hand
 
 
@@ -120,6 +121,7 @@ def build_set(
         todo = (plan_to_join(videos, standing, wanted.per_shard) if others else None) or _plan(
             wanted, videos, standing, stage
         )
+        LOG.info("%d videos; %d shards to write, of %d", len(videos), len(todo.tasks), len(todo.names))
         before = begin(folder)
         where = {"workers": workers, "scheduler": scheduler}
         running = _Running(folder, crew, job, where, max_rejects, time_limit, stage)
@@ -166,7 +168,9 @@ def _videos(wanted: Wanted) -> tuple[list[Video], dict[str, float]]:
 
 def _plan(wanted: Wanted, videos: list[Video], standing: Standing, stage: Stage) -> Plan:
     # A set that starts from nothing has nothing to compare with: its workers read each source once.
-    digests = read_digests(videos, stage) if standing.frames or standing.shards else {}
+    digests = (
+        read_digests(absolute(str(wanted.source)), videos, stage) if standing.frames or standing.shards else {}
+    )
     lost = lost_videos(videos, digests, standing)
     if lost and not wanted.prune:
         raise UserError(
@@ -176,24 +180,6 @@ def _plan(wanted: Wanted, videos: list[Video], standing: Standing, stage: Stage)
     if wanted.retry_rejected:
         standing.forget_rejected()
     return plan(videos, digests, standing, wanted.per_shard)
-
-
-def read_digests(videos: Sequence[Video], stage: Stage = no_stage) -> dict[str, str]:
-    """SHA-256 of every source that can be read, by video id. Threads suffice: hashing releases the GIL."""
-    step = stage("hashing", len(videos))
-
-    def digest(video: Video) -> str | None:
-        try:
-            with local_file(video.path) as path:
-                return file_sha256(path)
-        except OSError:
-            return None  # the worker that decodes it will say why
-        finally:
-            step(1)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(digest, videos)
-        return {video.id: sha for video, sha in zip(videos, found, strict=True) if sha}
 
 
 def _stop_at(max_rejects: int | None, rejected: int) -> None:
@@ -261,6 +247,7 @@ class _Running:
         work = partial(build_shard, job=self._job)
         for task, result in cluster.run(work, tasks, step, **self._where, time_limit=self._time_limit):
             if isinstance(result, cluster.WorkerDied):
+                LOG.info("%s: its worker died", task.name)
                 died.append(task)
             else:
                 self._collect(task, result)
@@ -276,9 +263,13 @@ class _Running:
 
     def _collect(self, task: ShardTask, result: Built | Elsewhere | Exception) -> None:
         if isinstance(result, Built):
+            LOG.info(
+                "%s: decoded %d, copied %d, rejected %d", task.name, result.decoded, result.copied, result.rejected
+            )
             self.built.append(result)
             _stop_at(self._max_rejects, sum(shard.rejected for shard in self.built))
         elif result is Elsewhere.IN_HAND:
+            LOG.info("%s: another builder has it", task.name)
             self._waiting.append(task)
         elif isinstance(result, Exception):
             self._failed[task.name] = result

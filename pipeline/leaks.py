@@ -178,14 +178,12 @@ def joined_groups(groups: Mapping[str, str], pairs: Iterable[Pair]) -> dict[str,
     return {video: find(group) for video, group in groups.items()}
 
 
-def write_groups(
-    file: Path, shard_set: ShardSet, source: Sequence[Video], pairs: Iterable[Pair], *, overwrite: bool = False
-) -> int:
-    """Write the CSV of `source`, from which the set was built, with copies joined into groups; returns how many
-    videos change their split. Each group stands in the split that has most of it. Paths are relative to
-    `file`. Raises `UserError`."""
-    if file.exists() and not overwrite:
-        raise UserError(f"{file}: exists; give another --group, or --overwrite")
+def write_groups(file: Path, shard_set: ShardSet, source: Sequence[Video], pairs: Iterable[Pair]) -> int:
+    """Write (or replace) the CSV of `source`, from which the set was built, with copies joined into groups.
+
+    Returns how many videos change their split. Each group stands in the split that has most of it. Paths are
+    relative to `file`. Raises `UserError`.
+    """
     held = {sample.video: (car.split, sample) for car in shard_set.sidecars for sample in car.samples}
     missing = sorted(held.keys() - {video.id for video in source})
     if missing:
@@ -212,7 +210,6 @@ def write_groups(
 
 def _write_csv(file: Path, rows: Iterable[tuple[Video, str, str]]) -> None:
     """Each row: a video, its split and its group. Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     folder = file.parent.resolve()  # `..` leads out of where a link points to
     partial = file.with_name(f".{file.name}.partial")
     try:

@@ -233,7 +233,7 @@ def split_warnings(videos: Sequence[Video], asked: Mapping[str, float]) -> list[
         if share and abs(got - share) > max(0.05, share / 4):
             warnings.append(
                 f"{split} got {got:.0%} of the videos, {share:.0%} was asked for: a hash of few or uneven groups "
-                "cannot hit a share; try another --split-seed, or give a split column"
+                "cannot hit a share; try another --seed, or give a split column"
             )
     labels = {video.label for video in videos}
     for split in sorted(filter(None, splits)):

@@ -5,6 +5,7 @@ it for the whole. Each shard is compared with its sidecar as it comes, and again
 follows.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from pipeline.shards.index import ShardSet, read_set
 from pipeline.shards.sidecar import Sidecar, parse_sidecar
 from pipeline.summary import digest
 from pipeline.verify import damaged, tries
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,7 @@ def _missing(
 
 def _copy_all(source: ShardSet, folder: Folder, missing: list[Sidecar], jobs: int, stage: Stage) -> None:
     there, back = Fetcher(source.folder, create), Fetcher(folder, create)
+    LOG.info("%s: %d shards to copy, of %d", folder, len(missing), len(source.sidecars))
     step = (stage if missing else no_stage)("copying", len(missing))
     with ThreadPoolExecutor(jobs, "transfer") as pool:
         copies = [pool.submit(_copy, there, back, folder, sidecar) for sidecar in missing]
@@ -198,6 +202,7 @@ def _copy(there: Fetcher, back: Fetcher, folder: Folder, sidecar: Sidecar) -> No
         with folder.making(sidecar.shard) as made:
             there.fetch(sidecar, made)
             back.insist(lambda: _put(back, folder, made, sidecar), tries(folder))
+        LOG.info("%s: copied, %d bytes", sidecar.shard, sidecar.bytes)
     except (Wrong, OSError) as error:
         why = error.strerror or error if isinstance(error, OSError) else error
         raise WorkFailed(

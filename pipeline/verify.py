@@ -1,5 +1,6 @@
 """Whether a set is what it says: `prep verify`. Names everything that is damaged, and can build that anew."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pipeline.shards.layout import check_layout, check_place
 from pipeline.shards.sidecar import CHECKSUM, Sidecar, parse_sidecar
 from pipeline.verify_deep import look_inside
 
+LOG = logging.getLogger(__name__)
 MISSING_SHOWN = 1000  # more than the set has
 
 
@@ -61,6 +63,7 @@ def verify_set(place: Path | str, *, deep: bool = False, jobs: int = 4, stage: S
         read_recipe(folder)  # raises
     if not (building := is_building(folder)):
         damage += _missing(sidecars, {found.file for found in damage})
+    LOG.info("%s: %d shards to read", folder, len(sidecars))
     wrong = damaged(folder, list(sidecars.values()), jobs, stage, recipe if deep else None)
     damage += [Damage(shard, reason) for shard, reason in wrong.items()]
     return Verified(folder, tuple(damage), sidecars, sealed, building)

@@ -117,6 +117,7 @@ def test_json_is_one_object_and_strict_fails(copies: Path) -> None:
 
 def test_a_set_built_from_the_groups_has_no_copies_across_splits(copies: Path, tmp_path: Path) -> None:
     file = tmp_path / "grouped" / "groups.csv"
+    file.parent.mkdir()
     command = ["leaks", copies / "set", "--group", file, "--source", copies / "videos"]
     assert prep(*command).exit_code == 0
     groups = {row["key"]: row["group"] for row in csv.DictReader(file.read_text().splitlines())}

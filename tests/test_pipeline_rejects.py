@@ -64,7 +64,7 @@ def test_pictures_that_become_absurd_on_the_way_are_not_decoded(
     joined = tmp_path / "joined.h264"
     joined.write_bytes(b"".join(part.read_bytes() for part in parts))
     assert len(list(get_decoder("pyav").frames(str(joined), SMALL))) > 5
-    monkeypatch.setattr("pipeline.decode.pyav.MAX_PIXELS", 200 * 200)
+    monkeypatch.setattr("pipeline.decode.container.MAX_PIXELS", 200 * 200)
     with pytest.raises(DecodeError, match="breaks while decoding"):
         list(get_decoder("pyav").frames(str(joined), SMALL))
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from train.augment import Draws, augment, draw_augmentation, soft_labels
-from train.inputs import IMAGENET_MEAN, IMAGENET_STD, INPUTS, make_input, to_clips
+from train.inputs import INPUTS, make_input, to_clips
 from train.recipes import Augment
 from train.transforms import crop_and_flip
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from conftest import assert_one_clear_line
+from far import FarServer
 
 from train.bench import Speeds
 from train.cli import main
@@ -25,6 +26,12 @@ def test_json_has_the_three_speeds_the_waiting_and_the_advice(small_set: Path) -
     assert min(found["clips_per_second"].values()) > 0 and 0 <= found["data_wait"] < 1
     assert (found["batch_size"], found["frames"], found["device"]) == (5, 4, "cpu")
     assert found["advice"].endswith(".")
+
+
+def test_a_set_behind_a_url_is_measured_through_the_cache(server: FarServer, tmp_path: Path) -> None:
+    result = bench("--shards", server.url, "--batch-size", 8, "--cache", tmp_path / "cache")
+    assert result.exit_code == 0 and "both together" in result.stdout, result.output
+    assert max(server.shards().values()) == 1
 
 
 def test_the_table_ends_with_the_advice(small_set: Path) -> None:

@@ -1,7 +1,8 @@
-"""`train compare` on a family of a few weights: cells, their resumption, pooling, and the table."""
+"""`train compare` on a family of few weights: cells, their resumption, pooling, and the table."""
 
 import json
-from collections.abc import Sequence
+import pickle
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,59 +10,42 @@ import numpy as np
 import pytest
 from click import Context
 from click.testing import CliRunner, Result
-from conftest import assert_one_clear_line
-from torch import Tensor, nn
+from conftest import assert_one_clear_line, write_video
+from far import FarServer
 
 import models
-from models.family import Family
+from pipeline.cli import main as prep
 from pipeline.errors import WorkFailed
 from pipeline.shards.index import read_set
 from train.chart import Panel, Point, write_svg
 from train.cli import main
 from train.cli_recipe import options_by_family, settings_by_family, weights_by_family
+from train.compare import Cell, _work_in_pool
 from train.comparison_table import COURSE
 from train.folds import train_and_val
 from train.loop import Trainer
 from train.recipes import RECIPES, TrainRecipe
-
-
-class Tiny(Family):
-    """Mean colour: a linear layer on it."""
-
-    source = "nobody"
-
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        num_frames: int,  # noqa: ARG002
-        size: tuple[int, int],  # noqa: ARG002
-        in_channels: int = 3,
-        dropout: float = 0.0,  # noqa: ARG002
-    ) -> None:
-        super().__init__()
-        self.head = nn.Linear(in_channels, num_classes)
-
-    def stages(self) -> Sequence[nn.Module | nn.Parameter]:
-        """One."""
-        return [self.head]
-
-    def forward(self, clips: Tensor) -> Tensor:
-        """Logits."""
-        logits: Tensor = self.head(clips.mean((1, 3, 4)))
-        return logits
+from train.run_settings import RunSettings
+from train.stopping import Stopped
 
 
 @pytest.fixture(autouse=True)
 def tiny_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models.MODELS, "tiny", f"{__name__}:Tiny")
+    monkeypatch.setitem(models.MODELS, "tiny", "watched_train:Few")
     monkeypatch.setitem(RECIPES, "tiny", TrainRecipe(epochs=1, frames=4, batch_size=8))
 
 
-def compare(shards: Path, out: Path, *more: object) -> Result:
+def compare(shards: Path | str, out: Path, *more: object) -> Result:
     flags = ["--models", "tiny", "--precision", "fp32", "--allow-leaks"]
     words = ["compare", "--shards", shards, "--out", out, *flags, *more]
     return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def test_a_set_behind_a_url_is_fetched_once_for_all_runs(server: FarServer, tmp_path: Path) -> None:
+    kept_in = ["--cache", tmp_path / "cache", "--cache-size", "1GB"]
+    result = compare(server.url, tmp_path / "cmp", "--folds", 2, *kept_in, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["shards"] == server.url and max(server.shards().values()) == 1
 
 
 def test_folds_and_seeds_make_one_row_of_all_videos(small_set: Path, tmp_path: Path) -> None:
@@ -74,20 +58,20 @@ def test_folds_and_seeds_make_one_row_of_all_videos(small_set: Path, tmp_path: P
     row = found["rows"][0]
     cells = [path.name for path in sorted((tmp_path / "cmp").iterdir()) if path.is_dir()]
     assert cells == [f"tiny-fold{fold}of3-seed{seed}" for fold in range(3) for seed in (0, 1)]
-    assert row["videos"] == 24 and row["parameters"] == 8 and row["runs"] == 6
+    assert row["videos"] == 24 and row["parameters"] == 642 and row["runs"] == 6
     assert row["accuracy"] == pytest.approx(np.mean(row["accuracy_by_seed"]))
     assert row["accuracy_interval"][0] < row["accuracy"] < row["accuracy_interval"][1]
     files = [tmp_path / "cmp" / cell / "verdicts.json" for cell in cells[::2]]
     held_out = [json.loads(file.read_text())["videos"] for file in files]
     assert len({video for part in held_out for video in part}) == sum(map(len, held_out)) == 24
     assert found["course"]["accuracy"] == COURSE
-    assert "| tiny | 8 |" in table.read_text() and "not ours" in table.read_text()
+    assert "| tiny | 642 |" in table.read_text() and "not ours" in table.read_text()
     assert plot.read_text().startswith("<svg")
 
 
 def test_parameters_are_those_of_the_input_that_is_trained_on(small_set: Path, tmp_path: Path) -> None:
     result = compare(small_set, tmp_path, "--folds", 2, "--input", "rgb+diff", "--json")
-    assert json.loads(result.stdout)["rows"][0]["parameters"] == 14  # 6 channels × 2 classes, and 2 biases
+    assert json.loads(result.stdout)["rows"][0]["parameters"] == 642 + 3 * 8 * 5 * 5  # of the first convolution
 
 
 def test_a_familys_own_table_in_the_file_beats_the_rest_and_the_command_line_beats_it(
@@ -155,9 +139,38 @@ def test_a_stopped_comparison_goes_on(small_set: Path, tmp_path: Path, monkeypat
     assert trained == ["tiny-fold0of2-seed0", "tiny-fold0of2-seed0", "tiny-fold1of2-seed0"]
     result = compare(small_set, tmp_path / "cmp", "--folds", 2, "--epochs", 2, "--json")
     assert "2 runs, 1 of them done" in result.stderr and "going on from epoch 1 of 2" in result.stderr
+    assert "2 runs, 1 of them done; about " in result.stderr and "nothing to train" in result.stderr
     keys = ("accuracy", "roc_auc", "accuracy_interval", "roc_auc_interval_by_group")
     rows = [json.loads(done.stdout)["rows"][0] for done in (whole, result)]
     assert [rows[0][key] for key in keys] == [rows[1][key] for key in keys]
+
+
+def test_ctrl_c_says_how_to_go_on(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stops(*_: object) -> None:
+        raise Stopped(signal.SIGINT, "stopped in epoch 1 after 3 steps")
+
+    monkeypatch.setattr(Trainer, "fit", stops)
+    result = compare(small_set, tmp_path)
+    assert result.exit_code == 130
+    assert "stopped in epoch 1 after 3 steps; the same command goes on from there" in result.stderr
+
+
+def test_a_tree_shaped_as_rwf_2000_becomes_a_table_without_any_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    for number in range(12):
+        split, label = ("train", "val")[number % 3 == 0], ("Fight", "NonFight")[number % 2]
+        scene = random.integers(0, 256, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)  # copies are refused
+        file = tmp_path / "RWF-2000" / split / label / f"x{number}_0.avi"
+        write_video(file, frames=150, codec="mpeg4", picture=scene)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("train.recipes.RECIPES", {"tiny": RECIPES["tiny"]})
+    built = CliRunner().invoke(prep, ["build-shards", "RWF-2000", "--workers", "0"])
+    assert built.exit_code == 0, built.output
+    table = CliRunner().invoke(main, ["compare"])
+    assert table.exit_code == 0, table.output
+    assert "4 videos of 4 groups; the split val" in table.stdout and "nothing to train" in table.stderr
 
 
 def test_without_folds_val_is_judged_and_other_settings_are_refused(small_set: Path, tmp_path: Path) -> None:
@@ -216,7 +229,7 @@ def test_weights_that_have_learnt_what_is_held_out_are_refused(small_set: Path, 
     allowed = compare(small_set, tmp_path / "b", "--folds", 2, "--weights", f"tiny={learnt}", "--json")
     assert allowed.exit_code == 0, allowed.output
     about = json.loads((tmp_path / "b" / "tiny-fold1of2-seed0" / "run.json").read_text())
-    assert about["started_from"]["matched"] == 2
+    assert about["started_from"]["matched"] == 9
 
 
 def test_a_chart_escapes_its_names(tmp_path: Path) -> None:
@@ -224,3 +237,22 @@ def test_a_chart_escapes_its_names(tmp_path: Path) -> None:
     write_svg(tmp_path / "a.svg", [Panel("t", "x", "y", points=points, log_x=True, x_range=(1e5, 1e7))])
     text = (tmp_path / "a.svg").read_text()
     assert "a&lt;b" in text and text.count("<circle") == 2 and "1 M" in text
+
+
+def test_a_worker_that_was_stopped_says_so_and_begins_nothing_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def stops(cell: Cell) -> None:
+        begun.append(cell.out.name)
+        raise Stopped(signal.SIGTERM, "stopped after epoch 1")
+
+    monkeypatch.setattr(Cell, "work", stops)
+    monkeypatch.setattr("train.compare._STOPS", [])
+    for name in ("first", "second"):
+        with pytest.raises(Stopped) as caught:
+            _work_in_pool(Cell(RunSettings("tiny", "", RECIPES["tiny"]), tmp_path / name, 5))
+        told = pickle.loads(pickle.dumps(caught.value))  # as the pool hands it over
+        assert (told.number, str(told)) == (signal.SIGTERM, "stopped after epoch 1")
+    assert begun == ["first"]

@@ -150,7 +150,7 @@ def test_where_the_shards_are_gone_random_clips_serve_and_it_is_said(run_copy: P
     about = json.loads((run_copy / "run.json").read_text())
     about["settings"]["shards"] = "gone"
     (run_copy / "run.json").write_text(json.dumps(about))
-    result = train("export", run_copy, "--to", "torch", "--clips", 3)
+    result = train("export", run_copy, "--to", "torch", "--parity-clips", 3)
     assert result.exit_code == 0 and "parity is checked on random clips: gone: no shard set here" in result.stderr
     assert "3 random clips" in result.stdout
 

@@ -139,7 +139,7 @@ def test_a_bad_video_gets_its_reason_and_the_others_their_verdict(
     text = tmp_path / "notes & <plans>.mp4"
     text.write_text("no video at all")
     out = ["--csv", tmp_path / "t.csv", "--plot", tmp_path / "t.svg"]
-    result = train("predict", run_folder, text, video, "nowhere.mp4", "--stride", 0.4, *out, "--json")
+    result = train("predict", run_folder, text, video, "nowhere.mp4", "--every", 0.4, *out, "--json")
     assert_one_clear_line(result, 1, "2 of 3 videos have no verdict")
     bad, good, missing = json.loads(result.stdout)["videos"]
     assert "cannot be opened as a video" in bad["error"] and "No such file" in missing["error"]
@@ -191,7 +191,7 @@ def test_a_video_that_breaks_is_treated_as_the_set_treats_it(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--clips", "3", "--stride", "1"], "--clips spreads clips over a video, --stride slides over it"),
+        (["--clips", "3", "--every", "1"], "--clips spreads clips over a video, --every slides over it"),
         (["--plot", "a.png"], "--plot a.png: is drawn as SVG; call it a.svg"),
         (["--csv", __file__], "exists; give another name, or --overwrite"),
         (["--device", "abacus"], "--device abacus"),

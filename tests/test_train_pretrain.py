@@ -86,6 +86,21 @@ def test_a_stopped_run_resumes_to_the_same_weights_and_pictures(
         assert (out / name).read_bytes() == (run_folder / name).read_bytes()
 
 
+def test_a_runs_own_file_repeats_it(run_folder: Path, tmp_path: Path) -> None:
+    config = run_folder / "config.toml"
+    assert train("pretrain", "--config", config, "--out", tmp_path / "again").exit_code == 0
+    weights = (tmp_path / "again" / "last.safetensors").read_bytes()
+    assert weights == (run_folder / "last.safetensors").read_bytes()
+    other = train("pretrain", "--config", config, "--out", tmp_path / "other", "--mask-ratio", 0.5, "--epochs", 1)
+    assert other.exit_code == 0, other.output
+    before, now = (
+        json.loads((run / "run.json").read_text())["settings"] for run in (run_folder, tmp_path / "other")
+    )
+    assert {name for name in before if before[name] != now[name]} == {"mask_ratio", "epochs"}
+    refused = train("run", "--config", config, "--model", "videomae")
+    assert_one_clear_line(refused, 2, "mask-ratio: is no setting of `train run`")
+
+
 def test_a_classifier_starts_from_the_run_and_says_what_did_not_match(
     run_folder: Path, small_set: Path, tmp_path: Path
 ) -> None:

@@ -9,12 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import watched_train
+from safetensors.torch import load_file
+from watched_train import Few
 
+from models import build_model
+from models.family import Family
+from models.origin import Origin
+from train.checkpoint import save_weights
 from train.clips import rank_part
 
 FEW = ["--model", "few", "--precision", "fp32", "--batch-size", "5", "--epochs", "5", "--mixup", "0.4"]
 VIVIT = ["--model", "vivit", "--option", "scale=micro", *FEW[2:]]
+CARRIED = ["--ema", "0.8", "--freeze-epochs", "2"]
 
 
 def losses(out: Path, ranks: int, *flags: object, shards: Path, **wanted: int) -> list[float]:
@@ -34,6 +42,18 @@ def losses(out: Path, ranks: int, *flags: object, shards: Path, **wanted: int) -
     return [float(line) for line in file.read_text().splitlines()]
 
 
+def saved_model(path: Path, name: str, model: Family) -> Path:
+    """A file for `--weights`."""
+    origin = Origin(name, {"scale": "micro"}, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), model.grid)
+    save_weights(path, model, origin)
+    return path
+
+
+def weights_of(out: Path) -> dict[str, torch.Tensor]:
+    """The weights of the last epoch: their average, where there is one."""
+    return load_file(out / "last.safetensors")
+
+
 def worst(one: list[float], other: list[float]) -> float:
     """The largest relative difference."""
     difference = np.abs(np.array(one) / np.array(other) - 1).max()
@@ -41,11 +61,18 @@ def worst(one: list[float], other: list[float]) -> float:
     return float(difference)
 
 
-def test_two_ranks_make_the_steps_of_one_process(small_set: Path, tmp_path: Path) -> None:
-    plain = [*FEW, "--option", "norm=no"]
+def test_two_ranks_make_the_steps_of_one_process_frozen_or_not_and_average_the_same(
+    small_set: Path, tmp_path: Path
+) -> None:
+    first = Few(num_classes=2, num_frames=4, size=(48, 48), norm=False)
+    weights = saved_model(tmp_path / "first.safetensors", "few", first)
+    plain = [*FEW, *CARRIED, "--option", "norm=no", "--weights", str(weights)]
     alone = losses(tmp_path / "alone", 1, *plain, shards=small_set)
     together = losses(tmp_path / "together", 2, *plain, shards=small_set)
     assert len(alone) == len(together) == 20 and worst(together, alone) < 1e-5
+    last = weights_of(tmp_path / "together")
+    assert not torch.allclose(last["conv.weight"], first.conv.weight, atol=0.01)  # it was frozen for 8 steps
+    torch.testing.assert_close(last, weights_of(tmp_path / "alone"), rtol=0, atol=2e-4)
     assert (tmp_path / "together" / "log.jsonl").read_text().count("\n") == 5  # one rank writes
 
 
@@ -68,11 +95,14 @@ def test_two_ranks_that_are_killed_go_on_as_one_process(
 ) -> None:
     if not exhaustive and not more:
         pytest.skip("as with --fsdp; --exhaustive runs both")
-    alone = losses(tmp_path / "alone", 1, *VIVIT, shards=small_set)
-    run = [*VIVIT, *more, "--checkpoint-every", 2]
+    first = build_model("vivit", scale="micro", num_classes=2, num_frames=4, size=(48, 48))
+    carried = [*CARRIED, "--weights", saved_model(tmp_path / "first.safetensors", "vivit", first)]
+    alone = losses(tmp_path / "alone", 1, *VIVIT, *carried, shards=small_set)
+    run = [*VIVIT, *carried, *more, "--checkpoint-every", 2]
     made = losses(tmp_path / "run", 2, *run, shards=small_set, kill_at_step=15)
     made = made[:14] + losses(tmp_path / "run", 1, *run, "--resume", shards=small_set)
     assert len(made) == len(alone) == 20 and worst(made, alone) < 1e-5
+    torch.testing.assert_close(weights_of(tmp_path / "run"), weights_of(tmp_path / "alone"), rtol=0, atol=2e-4)
 
 
 def test_parts_of_a_batch_keep_pairs_whole() -> None:

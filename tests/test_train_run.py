@@ -113,7 +113,7 @@ def test_resuming_on_a_changed_set_is_refused(set_copy: Path, tmp_path: Path) ->
         (["run", "--model", "early_fusion", "--device", "meta"], "--device meta"),
         (["run", "--model", "early_fusion", "--resume"], "--resume: say which run with --out"),
         (["run", "--model", "early_fusion", "--shards", "nowhere"], "nowhere: no shard set here"),
-        (["run", "--model", "early_fusion", "--precision", "int3"], "--precision int3"),
+        (["run", "--model", "early_fusion", "--precision", "int3"], "'int3' is not one of 'auto', 'fp32'"),
         (["run", "--model", "early_fusion", "--device", "abacus"], "--device abacus"),
         (["eval", "nowhere"], "nowhere: no run here"),
         (["models", "--option", "depth=1"], "--option: say of which family with --model"),

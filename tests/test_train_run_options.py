@@ -186,7 +186,7 @@ def test_a_run_is_judged_and_used_with_the_frames_that_it_was_trained_on(
     video = small_set.parent / "videos" / name
     told = json.loads(train("predict", tmp_path, video, "--precision", "fp32", "--json").stdout)["videos"][0]
     assert told["probabilities"]["cats"] == pytest.approx(chance, abs=1e-6)
-    slid = train("predict", tmp_path, video, "--stride", 1, "--json")
+    slid = train("predict", tmp_path, video, "--every", 1, "--json")
     assert slid.exit_code == 0, slid.output
     moment = json.loads(slid.stdout)["videos"][0]["timeline"][0]
     assert moment["end"] - moment["start"] == pytest.approx(trained.window / float(trained.recipe.fps))

@@ -162,7 +162,7 @@ def test_a_file_is_watched_as_predict_sees_it(run_folder: Path, tmp_path: Path) 
     )
     assert result.exit_code == 0, result.output
     watching, start, end, summary = lines_of(result)
-    exactly = ["--stride", 0.2, "--precision", "fp32", "--json"]
+    exactly = ["--every", 0.2, "--precision", "fp32", "--json"]
     predicted = json.loads(train("predict", run_folder, video, *exactly).stdout)["videos"][0]
     chances = [moment["probabilities"]["cats"] for moment in predicted["timeline"]]
     assert watching["kind"] == "watching" and start["probability"] == pytest.approx(chances[2], abs=1e-3)

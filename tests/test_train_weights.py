@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models import MODELS, build_model
+from models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from models.origin import Origin, read_origin
 from train.cli import main
 from train.cli_recipe import parse_options
-from train.inputs import IMAGENET_MEAN, IMAGENET_STD
 from train.loop import Trainer
 from train.optim import make_optimizer, set_rate
 from train.recipes import OWN, RECIPES, TrainRecipe

@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from torch import nn
 
 from models import count_parameters
 from models.family import Family
+from models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.errors import UserError
+from pipeline.shards.cache import cache_for
 from pipeline.shards.index import ShardSet, SplitIndex
 from train.augment import augment, draw_augmentation
 from train.clips import training_clips
 from train.compute import Compute, make_model
-from train.inputs import IMAGENET_MEAN, IMAGENET_STD, INPUTS, make_input
+from train.inputs import INPUTS, make_input
 from train.optim import make_optimizer
 from train.recipes import TrainRecipe
 from train.stream import Batch, ClipStream
@@ -52,8 +55,20 @@ class Speeds:
         )
 
 
-def bench(name: str, shard_set: ShardSet, recipe: TrainRecipe, compute: Compute, seconds: float) -> dict[str, Any]:
-    """Measure for about `seconds` each; what `train bench --json` prints. Raises `UserError`."""
+def bench(
+    name: str,
+    shard_set: ShardSet,
+    recipe: TrainRecipe,
+    compute: Compute,
+    seconds: float,
+    *,
+    cache: Path | None = None,
+    cache_size: int | None = None,
+) -> dict[str, Any]:
+    """Measure for about `seconds` each; what `train bench --json` prints. Raises `UserError`.
+
+    The shards of a set behind a URL come to the folder `cache`, of at most `cache_size` bytes.
+    """
     index = shard_set.split("train")
     if recipe.batch_size > len(index):
         raise UserError(f"--batch-size {recipe.batch_size}: the train split has {len(index)} samples only")
@@ -76,6 +91,7 @@ def bench(name: str, shard_set: ShardSet, recipe: TrainRecipe, compute: Compute,
         stride=recipe.stride,
         batch_size=recipe.batch_size,
         device=compute.device,
+        shards=cache_for(index, cache, cache_size),
     ) as stream:
         speeds = _measure(stream, step, seconds)
     return {

@@ -1,7 +1,7 @@
 """A run on disk. Weights and optimiser state are safetensors, everything else JSON; nothing is ever unpickled.
 
 run.json                what made it: settings, labels, normalisation, shard set, versions, seed
-config.toml             the settings as flags, for `train run --config`
+config.toml             the settings as flags, for `--config`
 log.jsonl               a line an epoch
 checkpoint.safetensors  weights, optimiser and place: what `--resume` goes on from
 best.safetensors        weights with the best validation score;  last.safetensors: of the last epoch

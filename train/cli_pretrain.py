@@ -1,15 +1,12 @@
 """`train pretrain`. Heavy imports stay inside the command."""
 
-from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from pipeline.console import print_json, print_table
-from train.cli_recipe import unlabelled_options
-from train.cli_training import DEFAULT_RUNS, claim, fit, run_options, saved_settings
+from train.cli_options import model_option
+from train.cli_recipe import Training, override, unlabelled_options
+from train.cli_training import run_options, settings_from, train_run
 
 if TYPE_CHECKING:
     from train.run_settings import RunSettings
@@ -17,93 +14,42 @@ if TYPE_CHECKING:
 INSIDE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
-@click.command()
-@click.option("--model", default="videomae", show_default=True, help="The family that is to start from it.")
+@click.command(cls=Training)
+@model_option("train.recipes:PRETRAIN_RECIPES", default="videomae")
 @run_options
-@click.option("--mask-ratio", type=INSIDE, help="Share of a frame's patches that is hidden: 0.75, 0.9 …")
+@click.option("--mask-ratio", type=INSIDE, help="Share of a frame's patches that is hidden, such as 0.9.")
 @unlabelled_options
 @click.option("--pictures-every", type=click.IntRange(0), help="Epochs from picture to picture; 0: none.")
 @click.pass_context
-def pretrain(
-    ctx: click.Context,
-    /,
-    model: str,
-    cache: Path | None,
-    cache_size: int | None,
-    out: Path | None,
-    checkpoint_every: str,
-    tensorboard: bool,
-    resume: bool,
-    overwrite: bool,
-    as_json: bool,
-    **flags: Any,
-) -> None:
-    """Let a model learn from the `train` split without its labels: most of each clip is hidden, and it paints it.
+def pretrain(ctx: click.Context, /, model: str, **flags: Any) -> None:
+    """Let a model learn from a shard set without its labels.
 
-    Labels are not looked at; what `val` has is painted after each epoch to tell how well. `train run --weights`
-    then starts from the run.
+    Most of each clip of the `train` split is hidden, and the model paints it. What `val` has is painted after each
+    epoch to tell how well. `train run --weights` then starts from the run. What is not given of the recipe is the
+    family's own.
 
     \b
-    Example:  train pretrain --option scale=small --out runs/painter
-              train run --model videomae --option scale=small --weights runs/painter
+    Examples:
+      train pretrain --option scale=small --out runs/painter
+      train pretrain --config runs/painter/config.toml --mask-ratio 0.9
+      train run --model videomae --option scale=small --weights runs/painter
     """
-    from pipeline.errors import UserError
-    from train.recipes import PRETRAIN_RECIPES
-    from train.stopping import Every
-
-    if model not in PRETRAIN_RECIPES:
-        raise UserError(f"--model {model}: has no pre-training; there is one for {', '.join(PRETRAIN_RECIPES)}")
-    every = Every.parse(checkpoint_every)
-    if resume and out is None:
-        raise UserError("--resume: say which run with --out")
     settings = _settings(model, flags)
-    out = out or DEFAULT_RUNS / f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
-    claim(out, resume=resume, overwrite=overwrite)
 
     from train.pretraining import MaskedPretraining
-    from train.ranks import join_ranks
 
-    if resume:
-        asked = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-        settings = saved_settings(out, settings, asked)
-    with join_ranks() as ranks:
-        out = Path(ranks.text_of_first(str(out)))
-        kept: dict[str, Any] = {
-            "cache": cache,
-            "cache_size": cache_size,
-            "checkpoint_every": every,
-            "ranks": ranks,
-        }
-        kept |= {"tensorboard": tensorboard, "objective": MaskedPretraining}
-        metrics = fit(ctx, settings, out, kept, resume=resume)
-    if not ranks.first:
-        return
-    if as_json:
-        print_json({"run": str(out), **metrics})
-        return
-    print_table(str(out), _rows(metrics))
-    click.echo(f"next: train run --model {model} {_options(settings.options)}--weights {out}")
+    then = f"train run --model {model} {_options(settings.options)}--weights {{out}}"
+    train_run(ctx, settings, flags, _rows, then, objective=MaskedPretraining)
 
 
 def _settings(model: str, flags: dict[str, Any]) -> "RunSettings":
-    """What was asked for: the recipe's flags that were given, and all others."""
-    from dataclasses import replace
+    """What was asked for. Raises `UserError`."""
+    from pipeline.errors import UserError
+    from train.recipes import PRETRAIN_RECIPES
 
-    from train.recipes import PRETRAIN_RECIPES, PretrainRecipe
-    from train.run_settings import RunSettings
-
-    of_recipe = {name for name in flags if name in PretrainRecipe.__dataclass_fields__}
-    given = {name: flags[name] for name in of_recipe if flags[name] is not None}
-    rest = {name: value for name, value in flags.items() if name not in of_recipe}
-    weights = rest.pop("weights")
-    return RunSettings(
-        f"{model}_pretraining",
-        str(rest.pop("shards")),
-        replace(PRETRAIN_RECIPES[model], **given),
-        weights=str(weights.resolve()) if weights else None,
-        compile=rest.pop("compiled"),
-        **rest,
-    )
+    if model not in PRETRAIN_RECIPES:
+        raise UserError(f"--model {model}: has no pre-training; there is one for {', '.join(PRETRAIN_RECIPES)}")
+    return settings_from(f"{model}_pretraining", override(PRETRAIN_RECIPES[model], flags), flags)
 
 
 def _rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:

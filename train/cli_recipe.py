@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from pipeline.commands import FILE, apply_options
+from train.cli_options import batch_size_option, frames_option
 
 if TYPE_CHECKING:
     from train.recipes import TrainRecipe
 
+Recipe = TypeVar("Recipe", bound="TrainRecipe")
 SHARE = click.FloatRange(0, 1)
 TYPED = click.core.ParameterSource.COMMANDLINE
 TRUTH = {"true": True, "yes": True, "false": False, "no": False}
@@ -19,8 +23,8 @@ FIXED = ("name", "num_classes", "num_frames", "size", "in_channels", "dropout", 
 # A flag that is not given takes the family's default, from train/recipes.py.
 RECIPE_FLAGS: list[Callable[[Any], Any]] = [
     click.option("--epochs", type=click.IntRange(1), help="Passes over the training clips."),
-    click.option("--batch-size", type=click.IntRange(1), help="Clips a step."),
-    click.option("--frames", type=click.IntRange(1), help="T: frames a clip, at the stored rate."),
+    batch_size_option,
+    frames_option,
     click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate."),
     click.option("--weight-decay", type=click.FloatRange(0), help="AdamW's, on weights only."),
     click.option("--beta2", type=click.FloatRange(0, 1, max_open=True), help="AdamW's decay of mean squares."),
@@ -32,9 +36,13 @@ RECIPE_FLAGS: list[Callable[[Any], Any]] = [
     ),
     click.option("--ratio", type=click.FloatRange(1), help="How much wider or higher a crop may be; 1: none."),
     click.option("--flip", type=SHARE, help="Share of clips that are mirrored."),
-    click.option("--brightness", type=SHARE, help="How far its factor may be from 1; 0: no change."),
-    click.option("--contrast", type=SHARE, help="Likewise."),
-    click.option("--saturation", type=SHARE, help="Likewise."),
+    click.option(
+        "--brightness", type=SHARE, help="Largest change of brightness: 0.2 is 0.8 to 1.2 times; 0: none."
+    ),
+    click.option("--contrast", type=SHARE, help="Largest change of contrast: 0.2 is 0.8 to 1.2 times; 0: none."),
+    click.option(
+        "--saturation", type=SHARE, help="Largest change of saturation: 0.2 is 0.8 to 1.2 times; 0: none."
+    ),
     click.option("--hue", type=click.FloatRange(0, 0.5), help="How far colours may turn, of a whole turn."),
     click.option("--grayscale", type=SHARE, help="Share of clips without colour."),
     click.option("--blur", type=SHARE, help="Share of clips that are blurred."),
@@ -44,7 +52,9 @@ RECIPE_FLAGS: list[Callable[[Any], Any]] = [
         help="Colours, changes, or both.",
     ),
     click.option("--sampling", type=click.Choice(["window", "uniform"]), help="Frames in a row, or of the whole."),
-    click.option("--stride", type=click.IntRange(1), help="Of a window: every so manieth stored frame."),
+    click.option(
+        "--stride", type=click.IntRange(1), help="Of a window: from one frame to the next, in stored frames."
+    ),
     click.option("--repeats", type=click.IntRange(1), help="Clips of each video in a batch."),
     click.option("--ema", type=click.FloatRange(0, 1, max_open=True), help="Decay of averaged weights; 0: none."),
 ]
@@ -67,7 +77,7 @@ LABEL_FLAGS: list[Callable[[Any], Any]] = [
     click.option(
         "--freeze-epochs",
         type=click.IntRange(0),
-        help="Train the head alone for so long, then all (with --weights).",
+        help="With --weights: train the head alone for so long, then all.",
     ),
 ]
 
@@ -79,6 +89,21 @@ STOPPING_FLAGS: list[Callable[[Any], Any]] = [
         "--patience", type=click.IntRange(0), help="End after so many epochs without a better; 0: never."
     ),
 ]
+
+
+class Training(click.Command):
+    """A command whose help shows the flags of the recipe apart, below all others."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Two lists of options."""
+        from train.recipes import PretrainRecipe
+
+        for title, of_recipe in (("Options", False), ("Recipe", True)):
+            params = [
+                p for p in self.get_params(ctx) if (p.name in PretrainRecipe.__dataclass_fields__) is of_recipe
+            ]
+            with formatter.section(title):
+                formatter.write_dl([record for param in params if (record := param.get_help_record(ctx))])
 
 
 def recipe_options(command: Any) -> Any:
@@ -96,22 +121,22 @@ def stopping_options(command: Any) -> Any:
     return apply_options(STOPPING_FLAGS, command)
 
 
-def apply_options(options: Sequence[Callable[[Any], Any]], command: Any) -> Any:
-    """The command with these flags, in this order."""
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 def make_recipe(family: str, flags: dict[str, Any]) -> "TrainRecipe":
     """The family's recipe with the flags that were given. Raises `UserError` where they contradict each other."""
-    from dataclasses import replace
-
-    from pipeline.errors import UserError
     from train.recipes import RECIPES
 
+    return override(RECIPES[family], flags)
+
+
+def override(recipe: "Recipe", flags: dict[str, Any]) -> "Recipe":
+    """The recipe with what the flags say, those that are its fields and not None. Raises `UserError`."""
+    from dataclasses import fields, replace
+
+    from pipeline.errors import UserError
+
+    names = {field.name for field in fields(recipe)}
     try:
-        return replace(RECIPES[family], **{name: value for name, value in flags.items() if value is not None})
+        return replace(recipe, **{name: flags[name] for name in names & set(flags) if flags[name] is not None})
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -127,7 +152,7 @@ def _take_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
 
 config_option = click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE.toml",
     is_eager=True,  # before the flags whose values it gives
     expose_value=False,

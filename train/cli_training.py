@@ -2,64 +2,120 @@
 
 import shlex
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from pipeline.console import PLACE, json_option, progress
+from pipeline.commands import FOLDER, apply_options, json_option, overwrite_option, seed_option
+from pipeline.console import print_json, print_table, progress
 from pipeline.report import no_stage
-from train.cli_eval import cache_options
-from train.cli_recipe import apply_options, family_option
+from train.cli_options import DEFAULT_RUNS, cache_flags, device_flags, shards_option
+from train.cli_recipe import config_option, family_option
 
-DEFAULT_SHARDS = Path("data/shards")
-DEFAULT_RUNS = Path("runs")
-SEED = click.IntRange(0, 2**31 - 1)
+if TYPE_CHECKING:
+    from train.run_settings import RunSettings
+
 RUN_FLAGS: list[Callable[[Any], Any]] = [
-    click.option(
-        "--shards", type=PLACE, default=DEFAULT_SHARDS, show_default=True, help="The set: a path or URL."
-    ),
-    cache_options,
-    click.option(
-        "--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<model>-<time>]"
-    ),
-    click.option(
-        "--seed", type=SEED, default=0, show_default=True, help="Of order, clips, augmentation and first weights."
-    ),
+    config_option,
+    shards_option,
+    *cache_flags,
+    click.option("--out", type=FOLDER, help="Where to put the run: a folder.  [default: runs/<model>-<time>]"),
+    seed_option("order, clips, augmentation and first weights"),
     click.option(
         "--fold", metavar="k/K", help="Hold fold k of K (0/5 … 4/5) out of train and val together, by group."
     ),
-    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …"),
-    click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16."),
+    *device_flags,
     click.option(
-        "--weights", type=click.Path(path_type=Path), help="Start from a checkpoint's file, or from another run."
+        "--weights", metavar="PATH", type=click.Path(path_type=Path),
+        help="Start from a checkpoint's file, or from another run.",
     ),
     click.option(
-        "--compile/--no-compile",
-        "compiled",
-        default=False,
+        "--compile/--no-compile", "compiled", default=False,
         help="Compile the model (torch.compile); needs a compiler.",
     ),
     click.option("--fsdp/--no-fsdp", default=False, help="Divide the weights among the ranks of torchrun (FSDP)."),
     click.option(
-        "--checkpoint-every",
-        default="10min",
-        show_default=True,
-        metavar="STEPS|MINUTESmin",
-        help="Besides after each epoch.",
+        "--checkpoint-every", default="10min", metavar="STEPS|MINUTESmin",
+        help="When to save a checkpoint, besides after each epoch.",
     ),
     family_option,
     click.option("--tensorboard/--no-tensorboard", default=False, help="Write the log for TensorBoard, too."),
     click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint."),
-    click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
+    overwrite_option("the run in --out"),
     json_option,
-]
+]  # fmt: skip
 
 
 def run_options(command: Any) -> Any:
     """What any training is told beside its recipe."""
     return apply_options(RUN_FLAGS, command)
+
+
+def settings_from(model: str, recipe: Any, flags: dict[str, Any]) -> "RunSettings":
+    """What was asked for: those of RUN_FLAGS that decide what comes out."""
+    from train.run_settings import RunSettings
+
+    weights: Path | None = flags["weights"]
+    return RunSettings(
+        model,
+        str(flags["shards"]),
+        recipe,
+        seed=flags["seed"],
+        device=flags["device"],
+        precision=flags["precision"],
+        weights=str(weights.resolve()) if weights else None,
+        options=flags["options"],
+        fold=flags["fold"],
+        compile=flags["compiled"],
+        fsdp=flags["fsdp"],
+    )
+
+
+def train_run(
+    ctx: click.Context,
+    settings: "RunSettings",
+    flags: dict[str, Any],
+    rows: Callable[[dict[str, Any]], list[tuple[str, str]]],
+    then: str,
+    **kept: Any,
+) -> None:
+    """Carry a run to its end by those of RUN_FLAGS that say how, and show its metrics as `rows`.
+
+    `then`: the command that comes next, with `{out}` for the run's folder. `kept`: more for the `Trainer`. Raises
+    `UserError`.
+    """
+    from pipeline.errors import UserError
+    from train.stopping import Every
+
+    out, resume = flags["out"], flags["resume"]
+    every = Every.parse(flags["checkpoint_every"])
+    if resume and out is None:
+        raise UserError("--resume: say which run with --out")
+    out = out or DEFAULT_RUNS / f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
+    claim(out, resume=resume, overwrite=flags["overwrite"])
+    if resume:
+        told = ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP
+        asked = {name for name in ctx.params if ctx.get_parameter_source(name) in told}
+        settings = saved_settings(out, settings, asked)
+
+    from train.ranks import join_ranks
+
+    with join_ranks() as ranks:  # all of them have seen by then that the folder may be used
+        out = Path(ranks.text_of_first(str(out)))
+        kept |= {name: flags[name] for name in ("cache", "cache_size", "tensorboard")}
+        kept |= {"checkpoint_every": every, "ranks": ranks}
+        metrics = fit(ctx, settings, out, kept, resume=resume)
+    if not ranks.first:
+        return
+    if flags["as_json"]:
+        print_json({"run": str(out), **metrics})
+        return
+    print_table(str(out), rows(metrics))
+    click.echo(f"next: {then.replace('{out}', shlex.quote(str(out)))}")
 
 
 def claim(out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -78,7 +134,7 @@ def claim(out: Path, *, resume: bool, overwrite: bool) -> None:
         raise UserError(f"{out}: holds something that is not a run; give another --out")
 
 
-def saved_settings(out: Path, asked: Any, given: set[str]) -> Any:
+def saved_settings(out: Path, asked: "RunSettings", given: set[str]) -> "RunSettings":
     """The run's own settings. Raises `UserError` for a flag that says otherwise."""
     from models import PRETRAINING
     from pipeline.errors import UserError
@@ -101,7 +157,9 @@ def saved_settings(out: Path, asked: Any, given: set[str]) -> Any:
     return saved
 
 
-def fit(ctx: click.Context, settings: Any, out: Path, kept: dict[str, Any], *, resume: bool) -> dict[str, Any]:
+def fit(
+    ctx: click.Context, settings: "RunSettings", out: Path, kept: dict[str, Any], *, resume: bool
+) -> dict[str, Any]:
     """Train to the end; a run that is stopped says what goes on with it."""
     from models import PRETRAINING
     from train.loop import Trainer, describe_set

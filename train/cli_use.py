@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.console import json_option, print_json, print_table, progress
+from pipeline.commands import FILE, check_files, json_option, overwrite_option
+from pipeline.console import print_json, print_table, progress
+from train.cli_options import checkpoint_option, compute_options, every_option, judging_batch_option, run_argument
 
 if TYPE_CHECKING:
     from train.predict import Prediction
@@ -15,40 +17,40 @@ PEAKS_SHOWN = 3  # labels in the table of `train predict`
 
 
 @click.command()
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.argument("videos", metavar="VIDEO...", nargs=-1, required=True)
-@click.option("--clips", type=click.IntRange(1), help="Clips a video, averaged, as `train eval`.  [default: 5]")
-@click.option("--stride", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
-              help="Slide over the whole video instead: a clip every so often.")  # fmt: skip
-@click.option("--weights", type=click.Choice(["best", "last"]), default="best", show_default=True)
-@click.option("--csv", "table", type=click.Path(path_type=Path), metavar="FILE", help="Write a row a clip.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.svg", help="Draw the timelines.")
-@click.option("--overwrite", is_flag=True, help="Replace the files of --csv and --plot.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Clips a step.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
+@run_argument
+@click.argument("videos", metavar="VIDEO...", nargs=-1, required=True, type=click.Path())
+@click.option("--clips", type=click.IntRange(1), help="Clips a video, averaged.  [default: 5]")
+@every_option("A clip every so often, over the whole video, instead of --clips.")
+@checkpoint_option
+@click.option("--csv", "table", type=FILE, help="Write a table of all clips.")
+@click.option("--plot", type=FILE, help="Draw the timelines, as SVG.")
+@overwrite_option("the files of --csv and --plot")
+@judging_batch_option
+@compute_options
 @json_option
 def predict(
-    run_folder: Path, videos: tuple[str, ...], clips: int | None, stride: float | None, weights: str,
+    run_folder: Path, videos: tuple[str, ...], clips: int | None, every: float | None, weights: str,
     table: Path | None, plot: Path | None, overwrite: bool, batch_size: int, device: str, precision: str,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Say what each VIDEO (a file or a URL) shows, and when. Frames are chosen as they were for training.
+    """Say what videos show, and when.
+
+    Each VIDEO is a file or a URL. Frames are chosen as they were for training, and without --every the verdict is
+    that of `train eval`.
 
     \b
-    Example:  train predict runs/first street.mp4 https://example.org/yard.mp4
-              train predict runs/first night.mkv --stride 1 --csv night.csv --plot night.svg
+    Examples:
+      train predict runs/first street.mp4 https://example.org/yard.mp4
+      train predict runs/first night.mkv --every 1 --plot night.svg
     """
     from pipeline.errors import UserError, WorkFailed
     from train.checkpoint import read_run, write_text
 
-    if clips and stride:
-        raise UserError("--clips spreads clips over a video, --stride slides over it: give one of them")
+    if clips and every:
+        raise UserError("--clips spreads clips over a video, --every slides over it: give one of them")
     if plot and plot.suffix != ".svg":
         raise UserError(f"--plot {plot}: is drawn as SVG; call it {plot.with_suffix('.svg')}")
-    for path in filter(None, (table, plot)):
-        if path.exists() and not overwrite:
-            raise UserError(f"{path}: exists; give another name, or --overwrite")
+    check_files({"--csv": table, "--plot": plot}, overwrite=overwrite)
     read_run(run_folder)
 
     from train.compute import choose_compute
@@ -60,13 +62,13 @@ def predict(
     trained = load_trained(run_folder, weights, compute)
     places = [video.removeprefix("file://") for video in videos]
     with progress("") as stage:
-        found = predict_videos(trained, compute, places, cut_by(trained, clips or 5, stride), batch_size, stage)
+        found = predict_videos(trained, compute, places, cut_by(trained, clips or 5, every), batch_size, stage)
     if table:
         write_text(table, timeline_csv(found))
     if plot:
         write_text(plot, draw_timelines(found))
     if as_json:
-        how = {"stride": stride} if stride else {"clips": clips or 5}
+        how = {"every": every} if every else {"clips": clips or 5}
         rows = [prediction.as_dict() for prediction in found]
         print_json(
             {"run": str(run_folder), "model": trained.about["model"], "weights": weights, **how, "videos": rows}
@@ -79,18 +81,21 @@ def predict(
 
 
 @click.command()
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option("--to", required=True, type=click.Choice(["torch", "onnx"]), help="A torch.export program, or ONNX.")
-@click.option("--out", type=click.Path(path_type=Path), help="The file.  [default: RUN/model.pt2 or .onnx]")
-@click.option("--weights", type=click.Choice(["best", "last"]), default="best", show_default=True)
-@click.option("--clips", type=click.IntRange(1), default=20, show_default=True, help="Clips to check parity on.")
-@click.option("--overwrite", is_flag=True, help="Replace the file.")
+@click.option("--out", type=FILE, help="Where to write the file.  [default: RUN/model.pt2 or .onnx]")
+@checkpoint_option
+@click.option("--parity-clips", "clips", type=click.IntRange(1), default=20, help="Clips to check parity on.")
+@overwrite_option("the file of --out")
 @json_option
 def export(run_folder: Path, to: str, out: Path | None, as_json: bool, **options: Any) -> None:
-    """Write a run's model for use elsewhere, with labels and preprocessing inside, and check that it agrees.
+    """Write a run's model for use elsewhere.
+
+    Labels and preprocessing are inside, and it is checked that the file agrees with the run.
 
     \b
-    Example:  train export runs/first --to onnx
+    Example:
+      train export runs/first --to onnx
     """
     from train.checkpoint import read_run
 

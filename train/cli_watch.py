@@ -7,49 +7,48 @@ from typing import Any
 
 import click
 
+from pipeline.commands import FOLDER
 from pipeline.console import print_table, warn
+from train.cli_options import checkpoint_option, compute_options, every_option, run_argument
 
 SHARE = click.FloatRange(0, 1)
 SECONDS = click.FloatRange(0)
 
 
 @click.command()
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.argument("place", metavar="SOURCE")
+@run_argument
+@click.argument("place", metavar="SOURCE", type=click.Path())
 @click.option("--label", help="What is watched for.  [default: the run's last label]")
-@click.option("--every", type=click.IntRange(1), default=1, show_default=True, metavar="FRAMES",
-              help="A decision every so many stored frames.")  # fmt: skip
-@click.option("--on", type=SHARE, default=0.6, show_default=True, help="An event begins at this probability,")
-@click.option("--off", type=SHARE, default=0.4, show_default=True, help="… and ends below this one.")
-@click.option("--min-seconds", type=SECONDS, default=1.0, show_default=True, help="Shorter events are not told.")
-@click.option("--gap-seconds", type=SECONDS, default=1.0, show_default=True,
-              help="Shorter gaps do not end an event.")  # fmt: skip
-@click.option("--save", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-              help="Keep an MP4 of each event: the frames that the model saw.")  # fmt: skip
-@click.option("--before", type=SECONDS, default=3.0, show_default=True, metavar="SECONDS",
+@every_option("A clip every so often.  [default: at every stored frame]")
+@click.option("--on", type=SHARE, default=0.6, help="An event begins at this probability.")
+@click.option("--off", type=SHARE, default=0.4, help="An event ends below this probability.")
+@click.option("--min-seconds", type=SECONDS, default=1.0, help="Shorter events are not told.")
+@click.option("--gap-seconds", type=SECONDS, default=1.0, help="Shorter gaps do not end an event.")
+@click.option("--save", type=FOLDER, help="Keep an MP4 of each event: the frames that the model saw.")
+@click.option("--before", type=SECONDS, default=3.0, metavar="SECONDS",
               help="With --save: what a clip shows of the time before its event was told.")  # fmt: skip
 @click.option("--reconnect", type=SECONDS, metavar="SECONDS",
               help="Give up a stream after so long without a picture; 0: at once.  [default: never]")  # fmt: skip
-@click.option(
-    "--full-speed", is_flag=True, help="A file not in real time but as fast as can be; no frame is dropped."
-)
-@click.option("--weights", type=click.Choice(["best", "last"]), default="best", show_default=True)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as a last JSON line, too.")
+@click.option("--full-speed", is_flag=True,
+              help="A file not in real time but as fast as can be; no frame is dropped.")  # fmt: skip
+@checkpoint_option
+@compute_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line more at the end, the summary.")
 def watch(
-    run_folder: Path, place: str, label: str | None, every: int, save: Path | None, before: float,
+    run_folder: Path, place: str, label: str | None, every: float | None, save: Path | None, before: float,
     reconnect: float | None, full_speed: bool, weights: str, device: str, precision: str, as_json: bool,
     **thresholds: float,
 ) -> None:  # fmt: skip
-    """Watch SOURCE (a camera, a stream's URL or a file) and print a JSON line where an event starts or ends.
+    """Watch a camera, a stream or a file for events.
 
-    Frames are chosen as they were for training. Ctrl-C ends the watch with a summary.
+    Prints a JSON line where an event starts or ends. SOURCE is a device, a stream's URL or a file; frames are
+    chosen as they were for training. Ctrl-C ends the watch with a summary.
 
     \b
-    Example:  train watch runs/first rtsp://camera.local/stream --label fight --save events
-              train watch runs/first /dev/video0 --every 5 > events.jsonl
-              train watch runs/first night.mkv --full-speed
+    Examples:
+      train watch runs/first rtsp://camera.local/live --label fight --save events
+      train watch runs/first /dev/video0 --every 1 > events.jsonl
+      train watch runs/first night.mkv --full-speed
     """
     from pipeline.errors import UserError, WorkFailed
     from train.checkpoint import read_run
@@ -64,6 +63,7 @@ def watch(
     from pipeline.decode.live import Source
     from train.compute import choose_compute
     from train.event_clips import EventClips
+    from train.predict import stored_frames
     from train.trained import load_trained
     from train.watch import Watcher, judge_with
     from train.watch import watch as watch_stream
@@ -76,11 +76,11 @@ def watch(
         raise UserError(f"--full-speed: {place} is no file, and comes at its own speed; leave it out")
     if trained.recipe.decoder != "pyav":
         warn(f"the set was made by the decoder {trained.recipe.decoder}; streams are read by pyav")
-    name = trained.labels[number]
+    name, step = trained.labels[number], 1 if every is None else stored_frames(every, trained.recipe)
     if save:
         save.mkdir(parents=True, exist_ok=True)
     watcher = Watcher(
-        judge_with(trained, compute, number), trained.sampling, trained.window, every, detector, source.clock,
+        judge_with(trained, compute, number), trained.sampling, trained.window, step, detector, source.clock,
         lambda line: click.echo(json.dumps({**line, "label": name, "source": place})),
         EventClips(save, before, trained.recipe.fps) if save else None,
     )  # fmt: skip

@@ -11,6 +11,7 @@ import statistics
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import connection
@@ -22,23 +23,28 @@ import numpy as np
 import torch
 
 from pipeline.errors import UserError, WorkFailed
+from pipeline.places import as_place
 from pipeline.report import Stage, no_stage
+from pipeline.shards.cache import cache_for
 from pipeline.shards.index import ShardSet, read_set
 from pipeline.summary import summarize
 from train.bootstrap import group_intervals
 from train.catalog import describe_model
-from train.checkpoint import METRICS, RUN, read_run, write_json
+from train.checkpoint import LOG, METRICS, RUN, read_run, write_json
 from train.compute import choose_compute
 from train.evaluate import evaluate_run, groups_of
 from train.folds import train_and_val
+from train.forecast import Load, Outlook
 from train.inputs import INPUTS
 from train.leakage import copies, crossing
 from train.loop import Trainer
 from train.metrics import roc_auc, wilson
 from train.run_settings import RunSettings
+from train.stopping import Stopped
 
 VERDICTS = "verdicts.json"  # in a cell's folder: what it says of the videos that it held out
 Say = Callable[[str], None]
+_STOPS: list[Stopped] = []  # of this process
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Cell:
     settings: RunSettings
     out: Path
     clips: int
+    cache: Path | None = None  # where shards of a set behind a URL come to, of at most so many bytes
+    cache_size: int | None = None
 
     def is_done(self) -> bool:
         """Whether it was trained and judged, by as many clips. Raises `UserError` for a run of other settings."""
@@ -68,12 +76,15 @@ class Cell:
     def work(self, say: Say = lambda _: None, stage: Stage = no_stage) -> None:
         """Train to the end, from where it stands, and judge. Raises `UserError` and `WorkFailed`."""
         if not (self.out / METRICS).exists():
-            trainer = Trainer(self.settings, self.out, say)
+            trainer = Trainer(self.settings, self.out, say, cache=self.cache, cache_size=self.cache_size)
             trainer.resume() if (self.out / RUN).exists() else trainer.start()
             trainer.fit(lambda what, total: stage(f"{self.out.name}, {what}", total))
         compute = choose_compute(self.settings.device, self.settings.precision)
         # Leaks are a matter of the whole comparison, and were looked for before it began.
-        found = evaluate_run(self.out, compute=compute, clips=self.clips, weights="last", check_leaks=False)
+        found = evaluate_run(
+            self.out, compute=compute, clips=self.clips, weights="last", check_leaks=False, cache=self.cache,
+            cache_size=self.cache_size,
+        )  # fmt: skip
         values = {
             "clips": self.clips,
             "videos": found.predictions.videos,
@@ -92,6 +103,8 @@ def plan_cells(
     seeds: Sequence[int],
     clips: int,
     within: str | None = None,
+    cache: Path | None = None,
+    cache_size: int | None = None,
 ) -> list[Cell]:
     """Every family with every fold and seed, family by family; of what fold `within` trains on, where it is given.
 
@@ -105,7 +118,7 @@ def plan_cells(
             for seed in seeds:
                 part = "" if fold is None else f"-fold{fold.replace('/', 'of').replace(',', '-')}"
                 name = f"{settings.model}{part}-seed{seed}"
-                cells.append(Cell(replace(settings, fold=fold, seed=seed), out / name, clips))
+                cells.append(Cell(replace(settings, fold=fold, seed=seed), out / name, clips, cache, cache_size))
     return cells
 
 
@@ -123,7 +136,7 @@ def compare(
     A cell whose training fails (`WorkFailed`) is reported in its family's row, and the others go on.
     Raises `UserError`, before anything is trained where that can be known.
     """
-    shard_set = read_set(Path(cells[0].settings.shards))
+    shard_set = read_set(as_place(cells[0].settings.shards))
     digest = summarize(shard_set)["digest"]
     size = shard_set.recipe.width, shard_set.recipe.height
     rows = {
@@ -141,8 +154,9 @@ def compare(
     if not allow_leaks:
         _check_weights(cells, digest)
     leaks = _check_leaks(cells, shard_set, out, stage, allowed=allow_leaks)
-    say(f"{len(cells)} runs, {len(cells) - len(todo)} of them done")
-    failed = _work(todo, jobs, say, stage)
+    outlook = Outlook([_load(cell, shard_set, rows[cell.settings.model]["gflops"]) for cell in cells], jobs)
+    say(f"{len(cells)} runs, {len(cells) - len(todo)} of them done; {outlook}")
+    failed = _work(todo, jobs, outlook, say, stage)
     found = {
         "shards": str(shard_set.folder),
         "digest": digest,
@@ -183,26 +197,39 @@ def _check_leaks(
         if fold is None:
             side |= dict.fromkeys(train.videos, "train")
         side |= dict.fromkeys(held_out.videos, fold or "val")
-    found = crossing(shard_set, side, copies(shard_set, out, stage))
+    with cache_for(shard_set, cells[0].cache, cells[0].cache_size) or nullcontext() as elsewhere:
+        found = crossing(shard_set, side, copies(shard_set, out, stage, elsewhere))
     if not allowed:
         found.refuse(f"{shard_set.folder}: what is held out shares with what is trained on")
     return {"checked": True, "allowed": allowed, **found.as_dict()}
 
 
-def _work(todo: Sequence[Cell], jobs: int, say: Say, stage: Stage) -> dict[str, str]:
+def _load(cell: Cell, shard_set: ShardSet, gflops: float) -> Load:
+    train, held_out = train_and_val(shard_set, cell.settings.fold)
+    recipe = cell.settings.recipe
+    judged = 0 if held_out is None else len(held_out)
+    log = cell.out / LOG
+    cost = max(gflops, 0.01)  # a tiny model's are rounded to 0
+    return Load(cell.settings.model, recipe.epochs, len(train) * recipe.repeats, judged, cost, log)
+
+
+def _work(todo: Sequence[Cell], jobs: int, outlook: Outlook, say: Say, stage: Stage) -> dict[str, str]:
     """Do the cells; returns those whose training failed, by name, with the reason."""
     failed: dict[str, str] = {}
-    for cell, error in _one_by_one(todo, say, stage) if jobs == 1 else _side_by_side(todo, jobs, stage):
+    doing = _one_by_one(todo, outlook, say, stage) if jobs == 1 else _side_by_side(todo, jobs, stage)
+    for cell, error in doing:
         if error is not None:
             failed[cell.out.name] = str(error)
-        say(f"{cell.out.name}: {error or 'done'}")
+        say(f"{cell.out.name}: {error or 'done'}; {outlook}")
     return failed
 
 
-def _one_by_one(todo: Sequence[Cell], say: Say, stage: Stage) -> Iterator[tuple[Cell, WorkFailed | None]]:
+def _one_by_one(
+    todo: Sequence[Cell], outlook: Outlook, say: Say, stage: Stage
+) -> Iterator[tuple[Cell, WorkFailed | None]]:
     for cell in todo:
         try:
-            cell.work(say, stage)
+            cell.work(say, outlook.after_an_epoch(stage, say))
         except WorkFailed as error:
             yield cell, error
         else:
@@ -218,7 +245,7 @@ def _side_by_side(todo: Sequence[Cell], jobs: int, stage: Stage) -> Iterator[tup
         devices.put(names[number % len(names)] if names else None)
     step = stage("runs", len(todo))
     with ProcessPoolExecutor(jobs, spawn, partial(_take_device, devices, jobs)) as pool:
-        tasks = {pool.submit(cell.work): cell for cell in todo}
+        tasks = {pool.submit(_work_in_pool, cell): cell for cell in todo}
         try:
             for task in as_completed(tasks):
                 error = task.exception()
@@ -228,6 +255,17 @@ def _side_by_side(todo: Sequence[Cell], jobs: int, stage: Stage) -> Iterator[tup
                 yield tasks[task], error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _work_in_pool(cell: Cell) -> None:
+    """In a worker process. One that was stopped begins nothing new: the pool may have handed it another cell."""
+    if _STOPS:
+        raise _STOPS[0]
+    try:
+        cell.work()
+    except Stopped as stopped:
+        _STOPS.append(stopped)
+        raise
 
 
 def visible_devices() -> list[str]:

@@ -1,5 +1,6 @@
 """Where the numbers are crunched: device, precision and memory layout, chosen once and used everywhere."""
 
+import logging
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pipeline.errors import UserError
 from train.allocator import keep_freed_memory
 from train.ranks import ALONE, Ranks
 
+LOG = logging.getLogger(__name__)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -89,7 +91,9 @@ def choose_compute(device: str = "auto", precision: str = "auto", ranks: Ranks =
     if precision == "fp16" and chosen.type != "cuda":
         raise UserError(f"--precision fp16: is for CUDA devices, not for {chosen.type}; take bf16 or fp32")
     bf16 = _fast_bf16(chosen) if precision == "auto" else precision == "bf16"
-    return Compute(chosen, bf16, precision == "fp16", ranks)
+    compute = Compute(chosen, bf16, precision == "fp16", ranks)
+    LOG.info("computing on %s in %s, %d threads", chosen, compute.precision, torch.get_num_threads())
+    return compute
 
 
 def compile_model(model: Family, compute: Compute) -> None:

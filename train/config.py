@@ -9,11 +9,13 @@ from typing import Any
 
 import click
 
+from models import PRETRAINING
 from pipeline.errors import UserError
+from train.recipes import LABELS_ONLY
 
 CONFIG = "config.toml"
 FAMILY = "family"  # of a comparison: [family.vivit] holds for vivit alone
-COMMAND_LINE_ONLY = {"help", "version", "config", "resume", "overwrite", "as_json"}
+COMMAND_LINE_ONLY = {"help", "version", "config", "resume", "overwrite", "as_json", "verbose"}
 
 
 def read_config(path: Path, command: click.Command) -> dict[str, Any]:
@@ -123,9 +125,12 @@ def _pairs(where: str, value: Any, prefix: str = "") -> list[str]:
 
 def config_text(settings: Mapping[str, Any]) -> str:
     """Settings as `RunSettings.as_dict` has them, as TOML that `read_config` takes; what is None is left out."""
-    lines = ["# The settings of this run. `train run --config` repeats it.\n"]
-    for name, value in settings.items():
-        if name != "options" and value is not None:
+    command, left_out, model = "run", {"options"}, settings["model"]
+    if model in PRETRAINING:
+        command, left_out, model = "pretrain", {"options", *LABELS_ONLY}, model.removesuffix("_pretraining")
+    lines = [f"# The settings of this run. `train {command} --config` repeats it.\n"]
+    for name, value in {**settings, "model": model}.items():
+        if name not in left_out and value is not None:
             lines.append(f"{name.replace('_', '-')} = {_toml(value)}\n")
     if settings.get("options"):
         lines.append("\n[option]\n")

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 # Kinds of input, with their channels: colour, what changed since the frame before, or one above the other.
 INPUTS = {"rgb": 3, "diff": 3, "rgb+diff": 6}
 

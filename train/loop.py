@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models import PRETRAINING, count_parameters
+from models import count_parameters
 from models.origin import Origin
 from pipeline.errors import UserError
 from pipeline.places import absolute, as_place
@@ -124,8 +124,7 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             about = {**self._description(), "started_from": started_from}
             checkpoint.write_json(self.out / checkpoint.RUN, about)
-            if self.settings.model not in PRETRAINING:  # it is for `train run`
-                checkpoint.write_text(self.out / CONFIG, config_text(about["settings"]))
+            checkpoint.write_text(self.out / CONFIG, config_text(about["settings"]))
         if started_from:  # so that going on never needs that file again
             self._save_checkpoint()
 

@@ -12,10 +12,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from models.family import Family
+from models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.shards.index import ShardSet, SplitIndex
 from train.component import Component
 from train.compute import Compute, fill_model
-from train.inputs import IMAGENET_MEAN, IMAGENET_STD
 from train.run_settings import RunSettings
 from train.stream import ClipStream
 

@@ -122,11 +122,16 @@ def clip_of(held: Sequence[Pixels], sampling: Sampling) -> Pixels:
     return np.stack([held[place] for place in places])
 
 
-def cut_by(trained: Trained, clips: int, stride: float | None) -> Cut:
-    """`sliding_clips` every `stride` seconds (to the nearest frame), else up to `clips` `spaced_clips`."""
+def stored_frames(seconds: float, recipe: Recipe) -> int:
+    """The nearest number of frames that are so far apart, but at least one."""
+    return max(1, round(Fraction(seconds) * recipe.fps))
+
+
+def cut_by(trained: Trained, clips: int, every: float | None) -> Cut:
+    """`sliding_clips` every so many seconds (to the nearest frame), else up to `clips` `spaced_clips`."""
     sampling, recipe = trained.sampling, trained.recipe
-    if stride is not None:
-        frames = max(1, round(Fraction(stride) * recipe.fps))
+    if every is not None:
+        frames = stored_frames(every, recipe)
         return lambda pixels: sliding_clips(pixels, sampling, trained.window, frames)
     return lambda pixels: spaced_clips(pixels, sampling, clips, recipe.max_frames)
 

@@ -111,6 +111,13 @@ class TrainRecipe(Augment):
             raise ValueError(f"--freeze-epochs {self.freeze_epochs}: there are only {self.epochs} epochs")
 
 
+# What a pre-training has no use for: it sees no label, and its last weights are its best.
+LABELS_ONLY = (
+    "label_smoothing", "layer_decay", "dropout", "erase", "mixup", "cutmix", "balanced", "class_weights",
+    "freeze_epochs", "best_by", "patience",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class PretrainRecipe(TrainRecipe):
     """Settings of one masked pre-training; every one that has to do with it can be given as a flag of

@@ -19,6 +19,10 @@ class Stopped(KeyboardInterrupt):
         super().__init__(where)
         self.number = number or signal.SIGTERM  # another rank was asked
 
+    def __reduce__(self) -> tuple[type[Self], tuple[int, str]]:
+        """From a worker process to the one that waits for it."""
+        return type(self), (self.number, str(self))
+
 
 class StopSignals:
     """Within it, the first of `SIGNALS` is noted in `number`; a second one acts as ever.

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.shards.cache import cache_for
 from pipeline.shards.index import SplitIndex, read_set
 from train.clips import Clips, Floats, Ints, Sampling, balanced_weights, batch_bounds, rank_part, training_clips
 from train.gather import Gatherer
-from train.inputs import IMAGENET_MEAN, IMAGENET_STD, to_clips
+from train.inputs import to_clips
 from train.prefetch import Buffer, Filled, Filler
 
 BUFFERS = 2  # one with the model, one being filled or ready: more of them would leave the processor's cache

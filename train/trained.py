@@ -1,5 +1,6 @@
 """A run made ready for use: its model with the weights, and how the model's input is made."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,8 @@ from train.checkpoint import RUN, check_shapes, load_weights, read_run
 from train.clips import Sampling
 from train.compute import Compute, make_model
 from train.inputs import INPUTS, make_input, to_clips
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def load_trained(run: Path, weights: str, compute: Compute) -> Trained:
     check_shapes(file, make, settings.get("options") or {})
     model = make()
     load_weights(file, model)
+    LOG.info("%s: %s", file, about["model"])
     return Trained(
         model=compute.prepare(model).eval(),
         labels=tuple(about["labels"]),

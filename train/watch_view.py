@@ -5,10 +5,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from pipeline.console import make_console
 from train.timeline import clock
 from train.watch import State, Tally
 
@@ -21,7 +22,7 @@ Show = Callable[[State, Tally, int], None]
 def live_view(label: str) -> Iterator[tuple[Show, Callable[[str], None]]]:
     """Two functions, one to show a decision and one to say a line above it; on stderr. Where that is no terminal,
     nothing but lines is printed."""
-    console = Console(stderr=True)
+    console = make_console(err=True)
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

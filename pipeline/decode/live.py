@@ -19,7 +19,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from pipeline.decode import DecodeError, Frame
-from pipeline.decode.pyav import best_stream, decode_displayed, demux, reason_of, time_base_of
+from pipeline.decode.container import best_stream, demux, reason_of, time_base_of
+from pipeline.decode.pyav import decode_displayed
 from pipeline.recipe import Recipe
 
 SILENCE = 5.0  # seconds without a byte, after which a stream counts as broken off

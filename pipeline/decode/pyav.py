@@ -8,23 +8,19 @@ come out, the file is decoded again in full, and the choice made as the frames c
 """
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from fractions import Fraction
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
 import av
 import numpy as np
-from av.container import InputContainer
-from av.filter import Graph
 from av.video.stream import VideoStream
 
 from pipeline.decode import DecodeError, Frame
-from pipeline.decode.geometry import MAX_PIXELS, Orientation, Placement, check_size, finish, orientation, place
+from pipeline.decode.container import demux, open_video, period_of, reason_of, time_base_of
+from pipeline.decode.convert import converter
 from pipeline.recipe import Recipe
-from pipeline.sampling import BestGuess, ContinuedClock, displays, end_of, keep_displayed, needed_packets
+from pipeline.sampling import BestGuess, displays, end_of, keep_displayed, needed_packets
 
 # Files up to this size are kept, as packets, between choosing and decoding; larger ones are read twice.
 HELD_BYTES = 4 << 20
@@ -36,14 +32,6 @@ SEEKABLE_CODECS = {"h264", "hevc", "vp8", "vp9", "av1"}
 DECODING_TIMES_ONLY = {"avi", "ogg"}
 # In AVI they look sound until they go back, so they are never believed. For Ogg we do as FFmpeg's players do.
 PTS_NEVER_BELIEVED = {"avi"}
-# FFmpeg decodes a picture or more when it opens a file, to learn what the decoder will find out again: a tenth
-# of the work on a short clip. Not needed where the container itself tells rate, delay and times of the frames.
-QUICK_OPENING = {"skip_frame": "all", "probesize": "32"}
-QUICK_CONTAINER = "mov,mp4,m4a,3gp,3g2,mj2"
-QUICK_CODECS = {"h264", "hevc"}
-CLOCK_MAY_BE_SET_ANEW = 0x200  # AVFMT_TS_DISCONT in libavformat/avformat.h: MPEG-TS and -PS, Ogg
-
-av.logging.set_level(None)  # reasons come as exceptions; FFmpeg's own chatter belongs to nobody
 
 
 class PyAV:
@@ -57,7 +45,7 @@ class PyAV:
     def count(self, path: str, recipe: Recipe) -> int:
         """See `pipeline.decode.Decoder.count`."""
         try:
-            with _open(path) as (container, stream):
+            with open_video(path) as (container, stream):
                 times = _Times()
                 for packet in demux(container, stream):
                     times.add(packet)
@@ -82,66 +70,6 @@ class PyAV:
 
 class _CannotChoose(Exception):
     """The times of the packets do not tell which frames will come out."""
-
-
-@contextmanager
-def _open(path: str, quick: bool = True) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its best video stream. `quick`: without FFmpeg's trial decoding, where that can be done."""
-    try:
-        # `file:` keeps a name with a colon, or one that starts with a dash, from being taken for a protocol.
-        container = av.open(f"file:{path}", options=QUICK_OPENING if quick else {})
-    except (av.FFmpegError, OSError) as error:
-        raise DecodeError(f"cannot be opened as a video: {reason_of(error)}") from error
-    with container:
-        if not quick or _tells_all(container):
-            yield container, best_stream(container)
-            return
-    with _open(path, quick=False) as opened:
-        yield opened
-
-
-def best_stream(container: InputContainer) -> VideoStream:
-    """The best video stream, ready to be decoded. Raises `DecodeError` where there is none, or a monstrous one."""
-    stream = container.streams.best("video")
-    if not isinstance(stream, VideoStream):
-        raise DecodeError("holds no video stream")
-    codec = stream.codec_context
-    check_size(codec.width, codec.height)
-    codec.options = {**codec.options, "max_pixels": str(MAX_PIXELS)}  # for a change on the way
-    codec.thread_count = 1  # parallel over videos; and skipping must be exact
-    return stream
-
-
-def _tells_all(container: InputContainer) -> bool:
-    """Whether trial decoding would tell nothing that is used here."""
-    streams = container.streams.video  # of several, the best is found by trying them
-    return (
-        container.format.name == QUICK_CONTAINER
-        and len(streams) == 1
-        and streams[0].codec_context.name in QUICK_CODECS
-        and streams[0].average_rate is not None
-    )
-
-
-def reason_of(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def demux(container: InputContainer, stream: VideoStream, live: bool = False) -> Iterator[Any]:
-    """The stream's packets, on one clock from the first to the last: everything below sees only those times.
-
-    `live`: the clock may be set anew whatever the format is.
-    """
-    packets = (packet for packet in container.demux(stream) if packet.size)
-    if not live and not container.format.flags & CLOCK_MAY_BE_SET_ANEW:
-        yield from packets
-        return
-    clock = ContinuedClock(time_base_of(stream), _period(stream))
-    for packet in packets:
-        if offset := clock.offset(packet.dts, packet.duration):
-            packet.pts = None if packet.pts is None else packet.pts + offset
-            packet.dts = None if packet.dts is None else packet.dts + offset
-        yield packet
 
 
 class _Times:
@@ -174,7 +102,7 @@ class _Times:
 
 def _decode_chosen(path: str, recipe: Recipe) -> Iterator[Frame]:
     """Choose from the packets' times, then decode only what those frames need."""
-    with _open(path) as (container, stream):
+    with open_video(path) as (container, stream):
         held: list[Any] | None = [] if container.size <= HELD_BYTES else None
         bytes_held = 0
         times = _Times()
@@ -188,7 +116,7 @@ def _decode_chosen(path: str, recipe: Recipe) -> Iterator[Frame]:
         if held is not None:
             yield from _decode_needed(held, times, slots, stream, recipe)
             return
-    with _open(path) as (container, stream):
+    with open_video(path) as (container, stream):
         yield from _decode_needed(demux(container, stream), times, slots, stream, recipe)
 
 
@@ -199,7 +127,7 @@ def _choose(times: _Times, stream: VideoStream, recipe: Recipe) -> dict[int, int
         raise _CannotChoose
     if _has_invented_pts(stream, DECODING_TIMES_ONLY):
         raise _CannotChoose
-    end = end_of(*times.last, pts[-2] if len(pts) > 1 else None, _period(stream))
+    end = end_of(*times.last, pts[-2] if len(pts) > 1 else None, period_of(stream))
     counts = displays(pts, end, time_base_of(stream), recipe.fps)
     return {p: count for p, count in zip(pts, counts, strict=True) if count}
 
@@ -216,7 +144,7 @@ def _decode_needed(
     recipe: Recipe,
 ) -> Iterator[Frame]:
     codec = stream.codec_context
-    convert = _converter(stream, recipe)
+    convert = converter(stream, recipe)
     waiting = iter(slots.items())
     expected = next(waiting, None)
     latest: int | None = None
@@ -269,7 +197,7 @@ def _decode_all(path: str, recipe: Recipe) -> Iterator[Frame]:
     """Decode every frame, past errors as players do, and choose as they come."""
     errors: list[str] = []
     count = 0
-    with _open(path, quick=False) as (container, stream):
+    with open_video(path, quick=False) as (container, stream):
         for kept, slots in decode_displayed(
             _past_errors(demux(container, stream), errors), stream, recipe, errors
         ):
@@ -290,10 +218,10 @@ def decode_displayed(
     A frame is told once the next one has come: not before is it known which is the last before a slot's time.
     Packets that cannot be decoded are passed over, as players do, and their reasons go to `errors`.
     """
-    convert = _converter(stream, recipe)
+    convert = converter(stream, recipe)
     frames = _decode_past_errors(packets, stream, errors)
-    timed = _timed(frames, _period(stream), not _has_invented_pts(stream, PTS_NEVER_BELIEVED))
-    for pts, frame, slots in keep_displayed(timed, time_base_of(stream), recipe.fps, _period(stream)):
+    timed = _timed(frames, period_of(stream), not _has_invented_pts(stream, PTS_NEVER_BELIEVED))
+    for pts, frame, slots in keep_displayed(timed, time_base_of(stream), recipe.fps, period_of(stream)):
         yield convert(frame, pts), slots
 
 
@@ -329,69 +257,3 @@ def _timed(
             pts = 0 if latest is None else latest + period
         latest = pts
         yield pts, frame.duration or None, frame
-
-
-def _scaler(frame: av.VideoFrame, stream: VideoStream, placement: Placement) -> Graph:
-    """Pictures like this one, cut and scaled, in RGB.
-
-    A filter graph, not `VideoReformatter`: it alone tells swscale where between the pixels the colours were
-    measured. And it calls an interlaced frame progressive: swscale would scale its two fields apart, and a small
-    picture would show both moments in turns, line by line; scaled as one, the moments are blended.
-    """
-    graph = Graph()
-    graph.threads = 1
-    about = {
-        "video_size": f"{frame.width}x{frame.height}", "pix_fmt": frame.format.name, "pixel_aspect": "1/1",
-        "time_base": str(time_base_of(stream)), "colorspace": str(int(frame.colorspace)),
-        "range": str(int(frame.color_range)),
-    }  # fmt: skip
-    (width, height), (left, top) = placement.scaled, placement.edges
-    flags = "area" if width <= frame.width and height <= frame.height else "bicubic"
-    # Only where something is to be cut: the filter does not take every pixel format.
-    cut = [graph.add("crop", f"iw-{2 * left}:ih-{2 * top}:{left}:{top}:exact=1")] if left or top else []
-    graph.link_nodes(
-        graph.add("buffer", **about),
-        graph.add("setfield", "prog"),
-        *cut,
-        graph.add("scale", f"{width}:{height}:flags={flags}"),
-        graph.add("format", "rgb24"),
-        graph.add("buffersink"),
-    )
-    graph.configure()
-    return graph
-
-
-def time_base_of(stream: VideoStream) -> Fraction:
-    return stream.time_base or Fraction(1, 1000)
-
-
-def _period(stream: VideoStream) -> int:
-    """The ticks of one frame at the stream's own rate."""
-    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    return max(1, round(1 / (rate * time_base_of(stream))))
-
-
-def _converter(stream: VideoStream, recipe: Recipe) -> Callable[[av.VideoFrame, int], Frame]:
-    """A function from a decoded frame to a stored one: one swscale context as long as pictures stay alike."""
-    time_base = time_base_of(stream)
-
-    @lru_cache(maxsize=8)  # a stream may change its size on the way
-    def placed(width: int, height: int, matrix: bytes | None) -> Placement:
-        # The container's word, else the codec's, which is known once a frame is decoded.
-        aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
-        turn = orientation(np.frombuffer(matrix, "<i4").tolist()) if matrix else Orientation()
-        return place(width, height, aspect, turn, recipe)
-
-    graphs: dict[tuple[object, ...], Graph] = {}
-
-    def convert(frame: av.VideoFrame, pts: int) -> Frame:
-        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-        placement = placed(frame.width, frame.height, bytes(matrix) if matrix else None)
-        kind = frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, placement
-        if kind not in graphs:
-            graphs.clear()
-            graphs[kind] = _scaler(frame, stream, placement)
-        graphs[kind].vpush(frame)
-        return Frame(pts, time_base, finish(graphs[kind].vpull().to_ndarray(), placement))
-
-    return convert

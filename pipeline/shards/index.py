@@ -1,6 +1,7 @@
 """A set as its readers see it: recipe and sidecars, checked for completeness, and its samples as columns."""
 
 import itertools
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from copy import copy
@@ -17,6 +18,8 @@ from pipeline.recipe import Recipe, read_recipe
 from pipeline.shards.directory import is_building, sidecars
 from pipeline.shards.folder import Folder, ask_each, get_folder
 from pipeline.shards.sidecar import Sample, Sidecar
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def read_set(place: Path | str, *, whole: bool = True) -> ShardSet:
     folder = get_folder(place)
     recipe = read_recipe(folder)
     shard_set = ShardSet(folder, recipe, tuple(sidecars(folder, recipe)), is_building(folder))
+    LOG.info("%s: %d shards, recipe %s", folder, len(shard_set.sidecars), recipe.fingerprint)
     if whole and not shard_set.splits:
         rejected = sum(len(sidecar.rejected) for sidecar in shard_set.sidecars)
         if rejected and not shard_set.building:
