@@ -33,7 +33,7 @@ def options(ctx: click.Context) -> nodes.definition_list:
     listed = nodes.definition_list()
     for param in ctx.command.get_params(ctx):
         names, text = param.get_help_record(ctx) or ("", "")
-        if text and param.name != "help":
+        if text and "--help" not in param.opts:
             flag = anchor(ctx, max(param.opts, key=len).lstrip("-"))
             term = nodes.term("", "", nodes.literal("", names), ids=[flag])
             told = nodes.definition("", nodes.paragraph("", "", *phrase(text)))
