@@ -5,7 +5,7 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: demo test lint format bench bench-stream clean
+.PHONY: demo docs test lint format bench bench-stream clean
 .DEFAULT_GOAL := test
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -26,6 +26,9 @@ demo: $(VENV)/installed  ## sample videos -> shards -> a trained model -> its sc
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/installed  ## the site: site/index.html
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env -q -d build/doctrees docs site
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -54,4 +57,4 @@ bench-stream: $(VENV)/installed $(VENV)-loaders/installed  ## loaders against pe
 	$(BIN)/python benchmarks/train_epoch.py $(VIDEOS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers $(VENV)-loaders build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-loaders build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -8,8 +8,8 @@ turns on the same few clips. Ratios are taken round by round; their median is qu
 OpenCV, the base, is the loop that everybody writes, with an area `resize`, which averages as we do; its default,
 INTER_LINEAR, is cheaper and aliases. The limit decodes only what the kept frames need and converts nothing.
 
-Last result, 2026-11-22, 100 surveillance clips, 3 rounds: ours 1.87 × OpenCV, 1.32 × the best peer (OpenCV with
-grab), 0.90 of the limit; the table is in docs/architecture.md.
+Last result, 2026-11-23, 100 surveillance clips, 5 rounds: ours 1.83 × OpenCV, 1.30 × the best peer (plain PyAV),
+0.88 of the limit; the table is in docs/architecture.md.
 """
 
 import json

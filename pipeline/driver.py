@@ -20,6 +20,7 @@ from pipeline.plan import (
     ShardTask,
     assign_splits,
     goal,
+    group_warnings,
     lost_videos,
     plan,
     plan_to_join,
@@ -138,7 +139,7 @@ def build_set(
         rejected=sum(shard.rejected for shard in built),
         shards_written=len(built),
         shards_kept=len(todo.names) - len(built),
-        warnings=(*split_warnings(videos, asked), *_troubles(built)),
+        warnings=(*split_warnings(videos, asked), *group_warnings(videos, wanted.group_by), *_troubles(built)),
     )
 
 

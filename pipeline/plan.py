@@ -249,6 +249,14 @@ def split_warnings(videos: Sequence[Video], asked: Mapping[str, float]) -> list[
     return warnings
 
 
+def group_warnings(videos: Sequence[Video], group_by: str | None) -> list[str]:
+    """A `--group-by` that puts no two videos together protects from nothing, and nobody would see it."""
+    if not group_by or len({video.group for video in videos}) < len(videos):
+        return []
+    found = "it matches no path, or something else in each (`prep preview` shows them)"
+    return [f"--group-by {group_by}: no two videos share a group: {found}"]
+
+
 def groups_across_splits(videos: Iterable[Video]) -> list[str]:
     """Groups with videos in two splits or more, which only a source that names the splits can make."""
     splits: dict[str, set[str | None]] = defaultdict(set)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pipeline.plan import (
     assign_splits,
     bucket_count,
+    group_warnings,
     identity,
     lost_videos,
     plan,
@@ -161,3 +162,10 @@ def test_warnings_name_shares_that_were_missed_labels_that_lack_and_groups_that_
     assert "val got 50% of the videos, 10% was asked for" in warnings
     assert "train has no video labelled dogs" in warnings
     assert "1 groups stand in more than one split" in warnings
+
+
+def test_a_group_by_that_puts_nothing_together_is_warned_of() -> None:
+    alone = [Video(name, "", "cats", name, None) for name in "ab"]
+    together = [replace(video, group="g") for video in alone]
+    assert "no two videos share a group" in group_warnings(alone, "^x_(.+)")[0]
+    assert not group_warnings(alone, None) and not group_warnings(together, "^(.+)_")

@@ -1,7 +1,6 @@
 """The loader: right frames, right order, nothing left behind."""
 
 import os
-import re
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +23,6 @@ from train.folds import split_fold
 from train.stream import BUFFERS, ClipStream
 
 SIZE = 16
-PAGES = ["README.md", "docs/loader.md"]
 
 
 def stream_of(root: Path, batch_size: int = 5) -> ClipStream:
@@ -334,19 +332,3 @@ def test_to_float_gives_what_a_model_wants(small_set: Path) -> None:
         clips = batch.to_float(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         assert clips.shape == (5, SIZE, 3, 48, 48)
         assert torch.allclose(clips, batch.frames.permute(0, 1, 4, 2, 3) / 255)
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_the_loop_of_the_documentation_runs(
-    page: str, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = (Path(__file__).parents[1] / page).read_text()
-    loop = next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "ClipStream" in code)
-    assert len(loop.splitlines()) <= 10
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "shards").symlink_to(small_set)
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec(compile(loop, page, "exec"), names)
-    loss = names["loss"]
-    assert isinstance(loss, Tensor) and torch.isfinite(loss)
