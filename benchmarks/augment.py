@@ -14,10 +14,14 @@ flip, crop and jitter 62 ms, kornia 1,412; flip and crop 104, kornia 644. Most o
 import importlib.util
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+sys.path[0] = str(Path(__file__).parents[1])  # or `models` would be benchmarks/models.py
 
 import click
 import numpy as np

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import click
 
+sys.path[0] = str(Path(__file__).parents[1])  # or `models` would be benchmarks/models.py
+
 ROOT = Path(__file__).parents[1]
 FRAMES, FRAME_BYTES = 50, 112 * 112 * 3  # ten seconds of video
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+sys.path[0] = str(Path(__file__).parents[1])  # or `models` would be benchmarks/models.py
+
 BATCH, FRAMES = 32, 16
 QUALITY = 90  # of JPEG, as in our recipe
 

@@ -1,8 +1,8 @@
 """The tables of docs/results.md: every family on real clips, 5 folds by group.
 
     prep build-shards ../shared/data/surveillance-fights/videos.csv --out data/fights --size 80
-    python -m benchmarks.results data/fights --out runs/results                     # from nothing
-    python -m benchmarks.results data/fights --out runs/lite0 --lite0 efficientnet-lite0-57934424.pth
+    python benchmarks/results.py data/fights --out runs/results                     # from nothing
+    python benchmarks/results.py data/fights --out runs/lite0 --lite0 efficientnet-lite0-57934424.pth
 
 A run is a cell of `train compare`, in a folder of its own below --out, and what is done there is kept: a stopped
 command goes on when run again. --models does some families alone, --table none: it shows what is done. Last comes
@@ -10,10 +10,13 @@ the ensemble: the mean of the probabilities of all families that are done.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+sys.path[0] = str(Path(__file__).parents[1])  # or `models` would be benchmarks/models.py
 
 import click
 import numpy as np

@@ -9,8 +9,8 @@ each with our decoder, forget the frames) alternate with `prep build-shards --wo
 bare process with `--workers 1`. Ratios are taken repeat by repeat. What two bare processes gain over one is all
 that this machine has to give.
 
-Last result, 2026-11-23: the build has 0.92 of the speed of two bare processes (0.86 to 0.93), two workers 1.81 × one
-(1.81 to 1.86); two bare processes 1.90 × one.
+Last result, 2026-11-23: the build has 0.92 of the speed of two bare processes (0.86 to 0.93), two workers 1.81 ×
+one (1.81 to 1.86); two bare processes 1.90 × one.
 """
 
 import csv

@@ -83,3 +83,10 @@ def test_a_decode_worker_loads_no_torch() -> None:
     code += "assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_benchmark_that_imports_models_or_train_is_not_led_to_the_script_of_that_name() -> None:
+    """Python looks beside a script first, and there is a benchmarks/models.py."""
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        if {name.partition(".")[0] for name in imports_of(path)} & {"models", "train"}:
+            assert "sys.path[0] = str(Path(__file__).parents[1])" in path.read_text(), path
