@@ -11,12 +11,12 @@ clips and the quiet ones are those that the model judges best, whether it was tr
     slow    the same with a model that takes 3 × as long for a clip as the clip lasts
     cut     the server is gone for 5 s between two events
 
-Last result, 2026-11-23, early_fusion of 8 frames at 5 fps, val accuracy 0.750, on a core that other work shared:
-plain: 3 of 3 told once, none beside; frame to decision p50 60, p95 97, at most 137 ms.
-slow: 167 of 259 frames dropped, 234 clips skipped; a decision takes 4.8 s and is then behind the stream by
-p50 5.0, at most 5.3 s. Too slow for events of 6 s: one alarm, late.
-cut: 5 of 5 told once, none beside; one gap, frames again 7.7 s after the last one, one reconnection. The core was
-busier: p50 335, p95 519 ms, of which the model, which took 17 ms before, 219 and 368.
+Last result, 2026-11-23, early_fusion of 8 frames at 5 fps, on one core of an idle machine:
+plain: 3 of 3 told once, none beside; frame to decision p50 58, p95 95, at most 102 ms.
+slow: 166 of 259 frames dropped, 231 clips skipped; a decision takes 4.8 s and is then behind the stream by
+p50 5.0, at most 5.1 s. Too slow for events of 6 s: one alarm, late.
+cut: 5 of 5 told once, none beside; one gap, frames again 7.5 s after the last one, one reconnection; p95 96, at most
+101 ms.
 """
 
 import csv
