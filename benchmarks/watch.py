@@ -15,8 +15,8 @@ Last result, 2026-11-23, early_fusion of 8 frames at 5 fps, on one core of an id
 plain: 3 of 3 told once, none beside; frame to decision p50 58, p95 95, at most 102 ms.
 slow: 166 of 259 frames dropped, 231 clips skipped; a decision takes 4.8 s and is then behind the stream by
 p50 5.0, at most 5.1 s. Too slow for events of 6 s: one alarm, late.
-cut: 5 of 5 told once, none beside; one gap, frames again 7.5 s after the last one, one reconnection; p95 96, at most
-101 ms.
+cut: 5 of 5 told once, none beside; one gap, frames again 7.5 s after the last one, one reconnection; p95 96, at
+most 101 ms.
 """
 
 import csv

@@ -239,6 +239,11 @@ def test_a_chart_escapes_its_names(tmp_path: Path) -> None:
     assert "a&lt;b" in text and text.count("<circle") == 2 and "1 M" in text
 
 
+def test_hundreds_on_an_axis_are_plain_numbers(tmp_path: Path) -> None:
+    write_svg(tmp_path / "a.svg", [Panel("t", "x", "y", y_range=(0, 160))])
+    assert ">150<" in (tmp_path / "a.svg").read_text()
+
+
 def test_a_worker_that_was_stopped_says_so_and_begins_nothing_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,4 +159,4 @@ def _number(value: float) -> str:
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g} {unit}"
-    return f"{value:.2g}"
+    return f"{value:.3g}"
