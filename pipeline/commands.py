@@ -1,6 +1,7 @@
 """What both command lines declare alike: how commands behave, and the options that several of them have."""
 
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,14 +92,21 @@ class Commands(click.Group):
             raise
         except UserError as error:
             _end(ctx, str(error), error.exit_code, traceback_from=2)
-        except BrokenPipeError:  # the reader of our output has seen enough
-            sys.stderr.close()
-            ctx.exit(0)
         except OSError as error:  # a full disk, a folder that may not be written
+            if isinstance(error, BrokenPipeError) and _nobody_reads():
+                sys.stderr.close()
+                ctx.exit(0)
             _end(ctx, str(error), 1, traceback_from=1)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             _end(ctx, f"this should not happen: {reason} (-v shows where)", 1, traceback_from=1)
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of our output has seen enough, and went. A server that hangs up breaks another pipe."""
+    seen = select.poll()
+    seen.register(sys.stdout.fileno(), 0)  # a pipe whose other end is closed is told of, asked or not
+    return bool(seen.poll(0))
 
 
 def _end(ctx: click.Context, message: str, code: int, *, traceback_from: int) -> None:

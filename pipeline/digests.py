@@ -43,7 +43,7 @@ def read_digests(source: Path | str, videos: Sequence[Video], stage: Stage = no_
     """
     step = stage("hashing", len(videos))
     memo = _memo_of(source)
-    before = _recall(memo)
+    before = _recall(memo) if memo else {}
 
     def look(video: Video) -> tuple[str, Known | None] | None:
         try:
@@ -56,7 +56,7 @@ def read_digests(source: Path | str, videos: Sequence[Video], stage: Stage = no_
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(look, videos))
     known = {video.path: it[1] for video, it in zip(videos, found, strict=True) if it and it[1]}
-    if known != before:
+    if memo and known != before:
         _remember(memo, known)
     return {video.id: it[0] for video, it in zip(videos, found, strict=True) if it}
 
@@ -80,9 +80,13 @@ def _about(path: str) -> tuple[int, int, int, int]:
     return found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _memo_of(source: Path | str) -> Path:
+def _memo_of(source: Path | str) -> Path | None:
+    """None for a user who has no home, as in some containers."""
     name = hashlib.sha256(os.fsencode(str(source))).hexdigest()[:16]
-    return default_cache() / "sources" / f"{name}.jsonl"
+    try:
+        return default_cache() / "sources" / f"{name}.jsonl"
+    except RuntimeError:
+        return None
 
 
 def _recall(memo: Path) -> dict[str, Known]:

@@ -172,11 +172,16 @@ def _plan(wanted: Wanted, videos: list[Video], standing: Standing, stage: Stage)
     digests = (
         read_digests(absolute(str(wanted.source)), videos, stage) if standing.frames or standing.shards else {}
     )
-    lost = lost_videos(videos, digests, standing)
+    lost, listed = lost_videos(videos, digests, standing), {video.id for video in videos}
+    if unread := [video for video in lost if video in listed]:
+        raise UserError(
+            f"{len(unread)} videos of the set cannot be read now, the first is {unread[0]}: run the same command "
+            f"when they can, or take them out of {wanted.source} and pass --prune"
+        )
     if lost and not wanted.prune:
         raise UserError(
-            f"{len(lost)} videos of the set are no longer in {wanted.source} or cannot be read, the first is "
-            f"{lost[0]}: pass --prune to drop them from the set, or give another --out for another set"
+            f"{len(lost)} videos of the set are no longer in {wanted.source}, the first is {lost[0]}: pass "
+            "--prune to drop them from the set, or give another --out for another set"
         )
     if wanted.retry_rejected:
         standing.forget_rejected()

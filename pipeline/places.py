@@ -100,10 +100,13 @@ def reached(url: str, *passed: type[Exception]) -> Iterator[None]:
         raise UserError(f"{url}: cannot be reached: {type(error).__name__}: {error}") from error
 
 
-def insist(work: Callable[[], AnswerT], *final: type[Exception]) -> AnswerT:
-    """What the work gives, tried again where a server stumbles, unless it has taken long to do so.
+def insist(
+    work: Callable[[], AnswerT], *final: type[Exception], heard: Callable[[], float] = lambda: 0.0
+) -> AnswerT:
+    """What the work gives, tried again where a server stumbles, unless it was silent for long before it did.
 
-    Raises what is `final` as it is, and what else goes wrong as `OSError`.
+    `heard`: when it last said something, by the monotonic clock. Raises what is `final` as it is, and what else
+    goes wrong as `OSError`.
     """
     known: tuple[type[Exception], ...] = (FileNotFoundError, PermissionError, *final)
     for pause in PAUSES:
@@ -113,7 +116,7 @@ def insist(work: Callable[[], AnswerT], *final: type[Exception]) -> AnswerT:
         except known:
             raise
         except Exception as error:  # each file system has exceptions of its own
-            if pause is None or time.monotonic() - began > SILENCE:
+            if pause is None or time.monotonic() - max(began, heard()) > SILENCE:
                 raise OSError(f"{type(error).__name__}: {error}") from error
             time.sleep(pause)
     raise AssertionError("the last pause is None")
@@ -132,7 +135,14 @@ def download(system: Any, path: str, copy: str, report: Report = no_report) -> N
     get = system.get_file if system.async_impl else partial(AbstractFileSystem.get_file, system)
     try:
         if HTTP & protocols(system):  # others ask again by themselves
-            insist(lambda: get(path, copy, callback=_telling(report, SILENCE)))
+            last = 0.0
+
+            def noted(done: int, silence: float = 0.0) -> None:
+                nonlocal last
+                last = time.monotonic()
+                report(done, silence)
+
+            insist(lambda: get(path, copy, callback=_telling(noted, SILENCE)), heard=lambda: last)
         else:
             get(path, copy, callback=_telling(report, GIVEN_UP))
     except OSError:

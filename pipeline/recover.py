@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 
 from pipeline.decode import DECODERS
 from pipeline.errors import UserError
 from pipeline.foreign import parse_json
-from pipeline.recipe import FITS, ON_CORRUPT, RECIPE_FILE, Recipe, parse_fps, recipe_text
+from pipeline.recipe import FITS, ON_CORRUPT, RECIPE_FILE, Recipe, parse_fps, read_recipe, recipe_text
 from pipeline.shards import get_format
 from pipeline.shards.codec import get_codec, jpeg_size
 from pipeline.shards.folder import Folder
@@ -39,6 +40,8 @@ def restore_recipe(folder: Folder, sidecars: Collection[Sidecar]) -> None:
 
 
 def _candidates(folder: Folder, sidecars: Collection[Sidecar]) -> Iterator[Recipe]:
+    with suppress(UserError, OSError):
+        yield read_recipe(folder)  # the right one, in another spelling
     for name in get_format("zarr").around(Recipe()):
         try:
             yield Recipe.from_dict(parse_json(folder.read(name))["attributes"]["recipe"])

@@ -252,6 +252,20 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_a_traceback_with_v(
     assert told.exit_code == 1 and "Traceback" in told.stderr and told.stderr.splitlines()[-1].startswith("Error:")
 
 
+def test_a_reader_that_has_seen_enough_is_no_error_and_a_server_that_hangs_up_is_one(small_set: Path) -> None:
+    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "inspect", str(small_set), "--json"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    code = "import errno, pipeline.summary as s; from pipeline.cli import main\n"
+    code += "def summarize(_): raise BrokenPipeError(errno.EPIPE, 'the server hung up')\n"
+    code += "s.summarize = summarize; main()"
+    failed = subprocess.run([command[0], "-c", code, *command[3:]], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1 and "the server hung up" in failed.stderr and not failed.stdout
+
+
 def test_help_of_every_command_loads_nothing_heavy() -> None:
     code = f"""if True:
         import sys

@@ -222,9 +222,10 @@ def test_a_video_that_cannot_be_read_for_now_does_not_lose_its_frames(
     build(labelled_videos / "videos.csv", tmp_path / "set")
     before = set_bytes(tmp_path / "set")
     (labelled_videos / "cats").rename(tmp_path / "unmounted")
-    with pytest.raises(UserError, match=r"4 videos of the set are no longer in .* or cannot be read"):
-        build(labelled_videos / "videos.csv", tmp_path / "set")
-    assert set_bytes(tmp_path / "set") == before
+    for prune in (False, True):
+        with pytest.raises(UserError, match=r"4 videos of the set cannot be read now.*when they can"):
+            build(labelled_videos / "videos.csv", tmp_path / "set", prune=prune)
+        assert set_bytes(tmp_path / "set") == before
 
 
 def test_a_build_that_stopped_marks_the_set_until_one_ends(

@@ -95,7 +95,9 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(
 @pytest.mark.parametrize("text", ["nonsense", '["a", 1]\n', '[[], 1, 2, 3, 4, "5"]\n', '{"a": 1}\n'])
 def test_a_damaged_memory_is_no_memory(text: str, videos: list[Video], tmp_path: Path, reads: list[str]) -> None:
     read_digests(tmp_path, videos)
-    digests._memo_of(tmp_path).write_text(text)
+    memo = digests._memo_of(tmp_path)
+    assert memo
+    memo.write_text(text)
     assert read_digests(tmp_path, videos) == true_digests(videos) and len(reads) == 6
 
 
@@ -106,6 +108,16 @@ def test_without_a_place_to_remember_all_is_read(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert read_digests(tmp_path, videos) == read_digests(tmp_path, videos) == true_digests(videos)
     assert len(reads) == 6
+
+
+def test_without_a_home_all_is_read(
+    videos: list[Video], tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(digests, "default_cache", homeless)
+    assert read_digests(tmp_path, videos) == true_digests(videos) and len(reads) == 3
 
 
 def test_a_build_reads_what_is_new(labelled_videos: Path, tmp_path: Path, reads: list[str]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from conftest import SMALL, build, set_bytes, write_video
 from fsspec.implementations.memory import MemoryFileSystem
 
+from pipeline import places
 from pipeline.driver import estimate_set
 from pipeline.errors import UserError
 from pipeline.places import local_file
@@ -185,3 +186,23 @@ def test_listings_and_downloads_do_not_grow_with_shards_or_videos(
     write_video(labelled_videos / "cats" / "new.mp4", salt=50)
     assert build(labelled_videos, "memory://few", per_shard=16, val=0.0).copied == 8
     assert len(opened) == 1
+
+
+def test_a_long_download_that_breaks_is_tried_again_and_a_silent_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(places, "SILENCE", 0.05)
+    monkeypatch.setattr(places, "PAUSES", (0.0, 0.0, None))
+    tries: list[float] = []
+
+    def breaks() -> None:
+        tries.append(time.monotonic())
+        time.sleep(0.1)
+        raise ConnectionResetError
+
+    with pytest.raises(OSError, match="ConnectionResetError"):
+        places.insist(breaks, heard=time.monotonic)
+    assert len(tries) == 3
+    with pytest.raises(OSError, match="ConnectionResetError"):
+        places.insist(breaks)
+    assert len(tries) == 4

@@ -211,6 +211,18 @@ def test_a_recipe_that_no_video_tells_is_tried_and_proven(
         assert result.exit_code == 0 and set_bytes(root) == expected
 
 
+def test_a_recipe_in_another_spelling_is_written_anew(videos: Path, tmp_path: Path) -> None:
+    build(
+        videos,
+        root := tmp_path / "set",
+        recipe=Recipe(width=24, height=16, codec="jpeg", quality=75, max_frames=300),
+    )
+    expected = set_bytes(root)
+    file = root / "recipe.json"
+    file.write_text(json.dumps(json.loads(file.read_text()), indent=8))
+    assert prep("verify", root, "--repair", "--source", videos).exit_code == 0 and set_bytes(root) == expected
+
+
 def test_missing_shards_are_damage_and_a_running_build_is_not(videos: Path, tmp_path: Path) -> None:
     build(videos, tmp_path / "set", recipe=SMALL)
     (tmp_path / "set" / "train-000001.json").unlink()

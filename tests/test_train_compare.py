@@ -98,6 +98,20 @@ def test_options_and_first_weights_come_from_a_familys_table(tmp_path: Path) -> 
     assert found["s3d"]["recipe"].epochs == 3 and found["s3d"]["options"] == {}
 
 
+def test_what_is_typed_for_one_family_leaves_the_tables_of_the_others(tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir()
+    file = tmp_path / "a.toml"
+    file.write_text(
+        f"[family.s3d]\nweights = '{tmp_path / 'w'}'\n[family.vivit]\noption = {{scale = 'micro', heads = 2}}"
+    )
+    typed = ["--config", str(file), "--weights", f"vivit={tmp_path}", "--option", "vivit.heads=4"]
+    with main.commands["compare"].make_context("compare", typed) as context:
+        given = context.params
+        found = settings_by_family(["vivit", "s3d"], {}, given["weights"], given["options"])
+    assert found["s3d"]["weights"] == str(tmp_path / "w") and found["vivit"]["weights"] == str(tmp_path)
+    assert found["vivit"]["options"] == {"scale": "micro", "heads": 4}
+
+
 def test_a_run_of_an_older_release_counts_where_what_it_lacks_is_at_its_default(
     small_set: Path, tmp_path: Path
 ) -> None:
@@ -242,6 +256,23 @@ def test_a_chart_escapes_its_names(tmp_path: Path) -> None:
 def test_hundreds_on_an_axis_are_plain_numbers(tmp_path: Path) -> None:
     write_svg(tmp_path / "a.svg", [Panel("t", "x", "y", y_range=(0, 160))])
     assert ">150<" in (tmp_path / "a.svg").read_text()
+
+
+def test_a_worker_that_is_stopped_while_it_judges_begins_nothing_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def judges(cell: Cell) -> None:
+        begun.append(cell.out.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Cell, "work", judges)
+    monkeypatch.setattr("train.compare._STOPS", [])
+    for name in ("first", "second"):
+        with pytest.raises(KeyboardInterrupt):
+            _work_in_pool(Cell(RunSettings("tiny", "", RECIPES["tiny"]), tmp_path / name, 5))
+    assert begun == ["first"]
 
 
 def test_a_worker_that_was_stopped_says_so_and_begins_nothing_new(

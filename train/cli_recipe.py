@@ -183,13 +183,16 @@ def settings_by_family(
     kept, own = weights_by_family(weights, families), options_by_family(options, families)
     found = {}
     for family in families:
-        table = {name: value for name, value in tables.get(family, {}).items() if name not in typed}
-        alone, extra = table.pop("weights", []), parse_options(tuple(table.pop("options", [])))
-        start = weights_by_family(alone, [family]) or kept
+        table = dict(tables.get(family, {}))
+        start = weights_by_family(table.pop("weights", []), [family])
+        extra = parse_options(tuple(table.pop("options", [])))
+        table = {name: value for name, value in table.items() if name not in typed}
+        # A weight or an option that is typed for one family says nothing of the others.
+        weakest, strongest = (extra, own.get(family, {})) if "options" in typed else (own.get(family, {}), extra)
         found[family] = {
             "recipe": make_recipe(family, {**flags, **table}),
-            "weights": start.get(family),
-            "options": {**own.get(family, {}), **extra},
+            "weights": ({**start, **kept} if "weights" in typed else {**kept, **start}).get(family),
+            "options": {**weakest, **strongest},
         }
     return found
 

@@ -40,11 +40,10 @@ from train.leakage import copies, crossing
 from train.loop import Trainer
 from train.metrics import roc_auc, wilson
 from train.run_settings import RunSettings
-from train.stopping import Stopped
 
 VERDICTS = "verdicts.json"  # in a cell's folder: what it says of the videos that it held out
 Say = Callable[[str], None]
-_STOPS: list[Stopped] = []  # of this process
+_STOPS: list[KeyboardInterrupt] = []  # of this process
 
 
 @dataclass(frozen=True)
@@ -220,6 +219,7 @@ def _work(todo: Sequence[Cell], jobs: int, outlook: Outlook, say: Say, stage: St
     for cell, error in doing:
         if error is not None:
             failed[cell.out.name] = str(error)
+            outlook.loads[:] = [load for load in outlook.loads if load.log.parent != cell.out]
         say(f"{cell.out.name}: {error or 'done'}; {outlook}")
     return failed
 
@@ -263,8 +263,8 @@ def _work_in_pool(cell: Cell) -> None:
         raise _STOPS[0]
     try:
         cell.work()
-    except Stopped as stopped:
-        _STOPS.append(stopped)
+    except KeyboardInterrupt as stop:  # `Stopped`, too
+        _STOPS.append(stop)
         raise
 
 

@@ -52,9 +52,10 @@ def seconds_left(loads: Sequence[Load]) -> float | None:
 
 @dataclass(frozen=True)
 class Outlook:
-    """As a text, how long it will take until all runs are done, `jobs` of them at a time."""
+    """As a text, how long it will take until all runs are done, `jobs` of them at a time. Whoever has it takes
+    the load of a run that failed out of `loads`."""
 
-    loads: Sequence[Load]
+    loads: list[Load]
     jobs: int
 
     def __str__(self) -> str:
