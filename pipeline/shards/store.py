@@ -205,8 +205,8 @@ class Store:
                     os.fchmod(made, self._mode & 0o666)
                     return made
             except PermissionError:
-                if time.monotonic() > until:
-                    raise
+                if time.monotonic() > until:  # its maker was killed before it had its permissions
+                    path.unlink(missing_ok=True)
                 time.sleep(POLL)
 
     @contextmanager
