@@ -3,10 +3,27 @@ time (Xie et al. 2018, arXiv 1712.04851, "Rethinking Spatiotemporal Feature Lear
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.family import Family
 from models.frames import fit_channels, mlp
 from models.origin import Origin
+
+
+class Conv(nn.Conv3d):
+    """A convolution whose padding in time is laid around two frames by hand.
+
+    With bf16 on a CPU, oneDNN's gradient of a k×1×1 kernel reads memory that nobody wrote where T is 2 (seen with
+    torch 2.13): weights went wrong, now and then to nan.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C_in, T, H, W] → [B, C, T, H, W]."""
+        if x.shape[2] != 2 or not self.padding[0]:
+            return super().forward(x)
+        ends, *space = (int(size) for size in self.padding)
+        padded = functional.pad(x, (0, 0, 0, 0, ends, ends))
+        return functional.conv3d(padded, self.weight, self.bias, self.stride, (0, *space))
 
 
 class ConvNorm(nn.Sequential):
@@ -22,7 +39,7 @@ class ConvNorm(nn.Sequential):
         time, height, width = kernel
         padding = (time // 2, height // 2, width // 2)
         super().__init__(
-            nn.Conv3d(channels_in, channels, kernel, stride, padding, bias=False),
+            Conv(channels_in, channels, kernel, stride, padding, bias=False),
             # momentum: torchvision's 1e-3 needs thousands of steps before evaluation means anything
             nn.BatchNorm3d(channels, eps=1e-3, momentum=0.1),
             nn.ReLU(),

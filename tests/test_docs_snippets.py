@@ -134,6 +134,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, small_set: Path) -> Path:
     (root / "runs" / "x").mkdir(parents=True)
     for name in ("recipe.toml", "runs/x/config.toml"):
         (root / name).write_text(SETTINGS["run"])
+    (root / "benchmarks").symlink_to(ROOT / "benchmarks")
     return root
 
 

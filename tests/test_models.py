@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models import MODELS, build_model, count_parameters
 from models.backbones import BACKBONES, ResNet18, get_backbone
 from models.family import Family
+from models.s3d import Conv
 from models.single_frame import SingleFrame
 from models.vit import Transformer
 
@@ -236,3 +237,23 @@ def test_backbones_have_torchvisions_size_and_names() -> None:
     }
     names = set(ResNet18().state_dict())
     assert {"conv1.weight", "bn1.running_var", "layer2.0.downsample.1.bias", "layer4.1.conv2.weight"} <= names
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 8])
+def test_gradients_in_bf16_are_those_of_float32_for_clips_of_any_length(frames: int) -> None:
+    """Memory that was used before: what reads more than was written finds nan there."""
+    conv = Conv(48, 128, (3, 1, 1), padding=(1, 0, 0), bias=False).to(memory_format=torch.channels_last_3d)
+    torch.manual_seed(0)
+    clips = torch.randn(16, 48, frames, 4, 4).to(memory_format=torch.channels_last_3d)
+    conv(clips).square().sum().backward()
+    assert conv.weight.grad is not None
+    exact, conv.weight.grad = conv.weight.grad, None
+    for _ in range(20):
+        used = [torch.full((size,), float("nan")) for size in (1000, 5000, 20_000, 49_152, 100_000, 300_000)]
+        del used
+        with torch.autocast("cpu", torch.bfloat16):
+            found = conv(clips)
+        conv.weight.grad = None
+        found.float().square().sum().backward()
+        assert conv.weight.grad is not None
+        assert ((conv.weight.grad - exact).norm() / exact.norm()).item() < 2e-2
