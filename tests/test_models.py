@@ -242,9 +242,10 @@ def test_backbones_have_torchvisions_size_and_names() -> None:
 @pytest.mark.parametrize("frames", [1, 2, 3, 8])
 def test_gradients_in_bf16_are_those_of_float32_for_clips_of_any_length(frames: int) -> None:
     """Memory that was used before: what reads more than was written finds nan there."""
-    conv = Conv(48, 128, (3, 1, 1), padding=(1, 0, 0), bias=False).to(memory_format=torch.channels_last_3d)
+    conv = Conv(48, 128, (3, 1, 1), padding=(1, 0, 0), bias=False)
+    conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last_3d)
     torch.manual_seed(0)
-    clips = torch.randn(16, 48, frames, 4, 4).to(memory_format=torch.channels_last_3d)
+    clips = torch.randn(16, 48, frames, 4, 4).contiguous(memory_format=torch.channels_last_3d)
     conv(clips).square().sum().backward()
     assert conv.weight.grad is not None
     exact, conv.weight.grad = conv.weight.grad, None
