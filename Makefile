@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
-PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+PIP_ALONE := -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
+PIP := $(PIP_ALONE) -c constraints.txt
 
 .PHONY: demo docs test lint format bench bench-stream clean
 .DEFAULT_GOAL := test
@@ -39,11 +40,12 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# One that cannot be installed is left out, and the benchmark says so. ffmpeg comes from the system.
-$(VENV)-%/installed: benchmarks/%.txt constraints.txt
+# One that cannot be installed is left out, and the benchmark says so. ffmpeg comes from the system. The files have pins
+# of their own: torchvision loads beside a torch of its own build alone.
+$(VENV)-%/installed: benchmarks/%.txt
 	$(PYTHON) -m venv $(@D)
 	grep -v '^#' $< | cut -d'#' -f1 | while read peer; do \
-		$(@D)/bin/python $(PIP) $$peer || echo "$$peer: cannot be installed"; done
+		$(@D)/bin/python $(PIP_ALONE) $$peer || echo "$$peer: cannot be installed"; done
 	touch $@
 
 bench: $(VENV)/installed $(VENV)-peers/installed  ## ratios against peers; needs videos: make bench VIDEOS=folder-or-csv
