@@ -3,14 +3,14 @@
     python benchmarks/models.py                       # all rows
     python benchmarks/models.py --only scan --rounds 9 --threads 2
 
-CNNs: our defaults (bf16 autocast, channels last, fused AdamW, freed memory kept) against the plain step (float32,
-contiguous, torch's defaults). Transformers: against the same network in `transformers`, in bf16 and with the same
-optimiser, too. Scan: forward and backward against the sequential
-reference loop of mamba-ssm (`selective_scan_ref`), and against the same loop written with care. The share of peak:
-FLOPs of the step (a multiply-add is two, backward counted as it runs) per second over those of a large matrix
-product, measured in the same run and precision. The scan is all elementwise work, of which such counts know
-nothing: its share says little. Each side has a process of its own, and they take turns: how malloc is set is of a
-whole process.
+CNNs: our defaults (bf16 autocast where the processor multiplies bf16, channels last, fused AdamW, freed memory
+kept) against the plain step (float32, contiguous, torch's defaults). Transformers: against the same network in
+`transformers`, in the same precision and with the same optimiser. Scan: forward and backward against the
+sequential reference loop of mamba-ssm (`selective_scan_ref`), and against the same loop written with care. The
+share of peak: FLOPs of the step (a multiply-add is two, backward counted as it runs) per second over those of a
+large matrix product, measured in the same run and precision. The scan is all elementwise work, of which such
+counts know nothing: its share says little. Each side has a process of its own, and they take turns: how malloc is
+set is of a whole process.
 """
 
 import json
@@ -35,32 +35,32 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import build_model
 from models.scan import selective_scan
-from train.compute import Compute
+from train.compute import Compute, choose_compute
 from train.optim import make_optimizer
 
 Step = Callable[[], object]
 Scan = Callable[..., Tensor]
-CPU = torch.device("cpu")
+PLAIN = Compute(torch.device("cpu"), bf16=False)
+DEFAULT = choose_compute("cpu")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two ways to do the same work, each made where it runs. `limit`: the ratio that we promise; `bf16`: the
-    precision of `ours`."""
+    """Two ways to do the same work, each made where it runs. `limit`: the ratio that we promise where the
+    processor multiplies bf16; `bf16`: the precision of `ours`."""
 
     ours: Callable[[], Step]
     theirs: Callable[[], Step]
     limit: float
-    bf16: bool
+    bf16: bool = DEFAULT.bf16
 
 
 def family_pair(name: str, limit: float, batch: int) -> Pair:
     """A family's training step as `train run` does it, and the same in float32 with contiguous tensors."""
     return Pair(
-        ours=partial(train_step, name, Compute(CPU, bf16=True), batch, prepare=True),
-        theirs=partial(train_step, name, Compute(CPU, bf16=False), batch, prepare=False),
+        ours=partial(train_step, name, DEFAULT, batch, prepare=True),
+        theirs=partial(train_step, name, PLAIN, batch, prepare=False),
         limit=limit,
-        bf16=True,
     )
 
 
@@ -103,15 +103,14 @@ def transformer_pair(name: str, twin: str, limit: float) -> Pair:
         model = getattr(transformers, twin)(getattr(transformers, f"{family}Config")(**settings))
         return transformer_step(model, lambda x: model(x).logits)
 
-    return Pair(ours, theirs, limit, bf16=True)
+    return Pair(ours, theirs, limit)
 
 
 def transformer_step(model: torch.nn.Module, forward: Callable[[Tensor], Tensor], batch: int = 2) -> Step:
     """The step of either."""
-    compute = Compute(CPU, bf16=True)
 
     def logits(clips: Tensor) -> Tensor:
-        with compute.autocast():
+        with DEFAULT.autocast():
             return forward(clips).float()
 
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4)
@@ -251,9 +250,10 @@ def main(rounds: int, threads: int, only: str, as_json: bool) -> None:
     """Print milliseconds a step, the ratio to the peer and the share of the measured matmul peak."""
     rows = {name: measure(name, rounds, threads) for name in ROWS if only in name}
     if as_json:
-        print(json.dumps({"threads": threads, "rounds": rounds, "rows": rows}, indent=2))
+        about = {"precision": DEFAULT.precision, "threads": threads, "rounds": rounds}
+        print(json.dumps({**about, "rows": rows}, indent=2))
         return
-    print(f"{threads} threads, {rounds} interleaved rounds, torch {torch.__version__}")
+    print(f"{DEFAULT.precision}, {threads} threads, {rounds} interleaved rounds, torch {torch.__version__}")
     print(f"{'':26}{'ms':>9}{'peer ms':>10}{'ratio':>8}{'promised':>10}{'GFLOP/s':>9}{'of peak':>9}   (ratios)")
     for name, row in rows.items():
         low, high = row["ratio_range"]
