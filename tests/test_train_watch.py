@@ -152,14 +152,13 @@ def lines_of(result: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-ALWAYS = ["--on", 0, "--off", 0, "--min-seconds", 0.4, "--precision", "fp32", "--json"]
+CATS = ["--label", "cats"]
+ALWAYS = [*CATS, "--on", 0, "--off", 0, "--min-seconds", 0.4, "--precision", "fp32", "--json"]
 
 
 def test_a_file_is_watched_as_predict_sees_it(run_folder: Path, tmp_path: Path) -> None:
     video = write_video(tmp_path / "a.mp4", frames=90)
-    result = train(
-        "watch", run_folder, video, "--full-speed", "--label", "cats", "--save", tmp_path / "e", *ALWAYS
-    )
+    result = train("watch", run_folder, video, "--full-speed", "--save", tmp_path / "e", *ALWAYS)
     assert result.exit_code == 0, result.output
     watching, start, end, summary = lines_of(result)
     exactly = ["--every", 0.2, "--precision", "fp32", "--json"]
@@ -177,11 +176,12 @@ def test_a_file_is_watched_as_predict_sees_it(run_folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.mp4"], "nowhere.mp4: there is no such file or device"),
-        (["tcp://127.0.0.1:1"], "tcp://127.0.0.1:1: cannot be opened as a video: Connection refused"),
+        (["nowhere.mp4"], "--label is missing: what to watch for; the run has cats, dogs"),
+        (["nowhere.mp4", *CATS], "nowhere.mp4: there is no such file or device"),
+        (["tcp://127.0.0.1:1", *CATS], "tcp://127.0.0.1:1: cannot be opened as a video: Connection refused"),
         (["nowhere.mp4", "--label", "birds"], "--label birds: the run has no such label; it has cats, dogs"),
-        (["nowhere.mp4", "--on", "0.3"], "must be 0 ≤ off ≤ on ≤ 1"),
-        (["udp://127.0.0.1:1", "--full-speed"], "comes at its own speed"),
+        (["nowhere.mp4", *CATS, "--on", "0.3"], "must be 0 ≤ off ≤ on ≤ 1"),
+        (["udp://127.0.0.1:1", *CATS, "--full-speed"], "comes at its own speed"),
     ],
 )
 def test_wrong_use_ends_in_one_line(run_folder: Path, arguments: list[str], message: str) -> None:

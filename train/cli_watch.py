@@ -18,7 +18,7 @@ SECONDS = click.FloatRange(0)
 @click.command()
 @run_argument
 @click.argument("place", metavar="SOURCE", type=click.Path())
-@click.option("--label", help="What is watched for.  [default: the run's last label]")
+@click.option("--label", help="What is watched for: one of the run's labels.")
 @every_option("A clip every so often.  [default: at every stored frame]")
 @click.option("--on", type=SHARE, default=0.6, help="An event begins at this probability.")
 @click.option("--off", type=SHARE, default=0.4, help="An event ends below this probability.")
@@ -47,8 +47,8 @@ def watch(
     \b
     Examples:
       train watch runs/first rtsp://camera.local/live --label fight --save events
-      train watch runs/first /dev/video0 --every 1 > events.jsonl
-      train watch runs/first night.mkv --full-speed
+      train watch runs/first /dev/video0 --label fight --every 1 > events.jsonl
+      train watch runs/first night.mkv --label fight --full-speed
     """
     from pipeline.errors import UserError, WorkFailed
     from train.checkpoint import read_run
@@ -97,8 +97,8 @@ def watch(
 def _label_number(labels: list[str], label: str | None) -> int:
     from pipeline.errors import UserError
 
-    if label is None:
-        return len(labels) - 1
+    if label is None:  # none is obvious: alphabet puts the quiet one last as often as first
+        raise UserError(f"--label is missing: what to watch for; the run has {', '.join(labels)}")
     if label not in labels:
         raise UserError(f"--label {label}: the run has no such label; it has {', '.join(labels)}")
     return labels.index(label)
