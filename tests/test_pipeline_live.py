@@ -2,13 +2,17 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from fractions import Fraction
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from conftest import SMALL, build, frames_by_video, write_video
+from conftest import SMALL, build, frames_by_video, picture_number, write_video
+from near import send, streaming
 
 from pipeline.decode import DecodeError, get_decoder
 from pipeline.decode.live import Gap, LiveFrame, Source, follow, read_stream
@@ -36,10 +40,16 @@ def through_pipe(tmp_path: Path, content: bytes) -> list[LiveFrame | Gap]:
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_bytes, args=(content,))
     writer.start()
+    found = collected(Source(str(pipe)))
+    writer.join()
+    return found
+
+
+def collected(source: Source) -> list[LiveFrame | Gap]:
+    """What comes of a live stream until it ends."""
     found: list[LiveFrame | Gap] = []
     with pytest.raises(DecodeError, match="the stream ended"):
-        found.extend(iter_into(found, read_stream(Source(str(pipe)), SMALL)))
-    writer.join()
+        found.extend(iter_into(found, read_stream(source, SMALL)))
     return found
 
 
@@ -141,3 +151,20 @@ def test_a_slow_camera_repeats_its_frames_at_the_times_they_are_due(tmp_path: Pa
     watched = frames_of(read_stream(FakeTime(str(video)), SMALL))
     assert [frame.arrived - 100 for frame in watched[:15]] == pytest.approx([k / 5 for k in range(15)])
     assert Fraction(len(watched), 5) == 4
+
+
+def mjpeg(request: BaseHTTPRequestHandler) -> None:
+    """A camera that sends ten pictures a second for one second, and no times."""
+    send(request, "multipart/x-mixed-replace; boundary=frame")
+    for number in range(10):
+        picture = cv2.imencode(".jpg", picture_number(number))[1].tobytes()
+        request.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\n")
+        request.wfile.write(b"Content-Length: %d\r\n\r\n%s\r\n" % (len(picture), picture))
+        time.sleep(0.1)
+
+
+def test_pictures_without_times_have_those_of_their_arrival() -> None:
+    with streaming(mjpeg) as url:
+        found = frames_of(iter(collected(Source(url))))
+    assert found[-1].seconds >= 0.6  # at the 25 a second that FFmpeg invents it would be 0.2
+    assert np.allclose([later.seconds - found[0].seconds for later in found], [k / 5 for k in range(len(found))])

@@ -25,9 +25,11 @@ from pipeline.recipe import Recipe
 
 SILENCE = 5.0  # seconds without a byte, after which a stream counts as broken off
 OPENING = 10.0  # seconds for a stream to show a first picture
+CLOCKLESS = 0x80  # AVFMT_NOTIMESTAMPS in libavformat/avformat.h: MJPEG over HTTP, raw H.264; FFmpeg says 25 fps
 FROZEN = 2.0  # seconds without a new frame, after which a clip must not reach over the hole
 BACKOFF = (0.5, 8.0)  # seconds to wait before the first attempt to connect again, and at most; doubled each time
-# Camera sockets: TCP where there is a choice (UDP loses packets), and a receive buffer that may overflow.
+TICK = Fraction(1, 90_000)  # of the clock of a stream that has none
+# For cameras: TCP where there is a choice (UDP loses packets), a buffer that may overflow, a short look first.
 NETWORK = {"rtsp_flags": "prefer_tcp", "overrun_nonfatal": "1", "analyzeduration": "2000000"}
 
 
@@ -133,7 +135,7 @@ def _connect(source: Source) -> InputContainer:
             return av.open(place, format="v4l2", timeout=(OPENING, SILENCE))
         if path.exists():
             source.recorded = path.is_file()  # a pipe is live
-            return av.open(f"file:{place}")
+            return av.open(f"file:{place}", options={} if source.recorded else dict(NETWORK))
         if ":" not in place:
             raise DecodeError("there is no such file or device; a URL would start with rtsp://, http://, udp:// …")
         container = av.open(place, options=dict(NETWORK), timeout=(OPENING, SILENCE))
@@ -152,6 +154,10 @@ class _Connection:
     def __init__(self, source: Source, container: InputContainer, stream: VideoStream) -> None:
         self._source, self._container, self._stream, self._recorded = source, container, stream, source.recorded
         self._arrivals: dict[int, float] = {}  # by pts, of packets whose frame is still to come
+        self._opened = source.clock()
+        self._clockless = not source.recorded and bool(container.format.flags & CLOCKLESS)
+        if self._clockless:
+            stream.time_base = TICK
         self.reason = ""
 
     def frames(self, recipe: Recipe) -> Iterator[LiveFrame | Gap]:
@@ -198,6 +204,8 @@ class _Connection:
         first = 0
         try:
             for packet in demux(self._container, self._stream, live=not self._recorded):
+                if self._clockless:
+                    self._stamp(packet)
                 stamp = packet.pts if packet.dts is None else packet.dts
                 if paced and stamp is not None:
                     if began is None:
@@ -206,10 +214,16 @@ class _Connection:
                     source.wait(max(0.0, due - source.clock()))
                 if stopped.is_set():
                     return
-                if packet.pts is not None:
-                    self._arrivals[packet.pts] = source.clock()
+                shown = packet.dts if packet.pts is None else packet.pts
+                if shown is not None:
+                    self._arrivals[shown] = source.clock()
                 yield packet
         except av.error.ExitError:
             self.reason = f"silent for {SILENCE:.0f} seconds"
         except av.FFmpegError as error:
             self.reason = reason_of(error)
+
+    def _stamp(self, packet: Any) -> None:
+        """The time of a picture that has none is that of its arrival; as dts, for in which order pictures are
+        displayed only the decoder can say."""
+        packet.pts, packet.dts = None, round((self._source.clock() - self._opened) / TICK)
