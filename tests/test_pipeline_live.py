@@ -59,6 +59,13 @@ def iter_into(found: list[LiveFrame | Gap], items: Iterator[LiveFrame | Gap]) ->
     return []
 
 
+def test_what_has_a_length_ends_wherever_it_lies(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4")
+    source = FakeTime(f"file:{video}")  # a protocol of FFmpeg's like others
+    watched = list(follow(lambda: read_stream(source, SMALL), source, 60, lambda _line: None))
+    assert len(watched) == 5 and source.connections == 1
+
+
 @pytest.mark.parametrize("rate", [30, 12, 3])
 def test_a_watched_file_gives_the_frames_of_its_shard(tmp_path: Path, rate: int) -> None:
     video = write_video(tmp_path / "videos" / "train" / "cats" / "a.mp4", frames=2 * rate, rate=rate)

@@ -158,7 +158,7 @@ ALWAYS = [*CATS, "--on", 0, "--off", 0, "--min-seconds", 0.4, "--precision", "fp
 
 def test_a_file_is_watched_as_predict_sees_it(run_folder: Path, tmp_path: Path) -> None:
     video = write_video(tmp_path / "a.mp4", frames=90)
-    result = train("watch", run_folder, video, "--full-speed", "--save", tmp_path / "e", *ALWAYS)
+    result = train("watch", run_folder, video.as_uri(), "--full-speed", "--save", tmp_path / "e", *ALWAYS)
     assert result.exit_code == 0, result.output
     watching, start, end, summary = lines_of(result)
     exactly = ["--every", 0.2, "--precision", "fp32", "--json"]

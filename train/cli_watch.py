@@ -51,6 +51,7 @@ def watch(
       train watch runs/first night.mkv --label fight --full-speed
     """
     from pipeline.errors import UserError, WorkFailed
+    from pipeline.places import as_place
     from train.checkpoint import read_run
     from train.events import EventDetector, Hysteresis
 
@@ -59,6 +60,8 @@ def watch(
     except ValueError as error:
         raise UserError(f"--on, --off: {error}") from error
     number = _label_number(read_run(run_folder)["labels"], label)
+    if place.lower().startswith("file://"):
+        place = str(as_place(place))
 
     from pipeline.decode.live import Source
     from train.compute import choose_compute

@@ -30,7 +30,7 @@ OPENING = 10.0  # seconds for a stream to show a first picture
 CLOCKLESS = 0x80  # AVFMT_NOTIMESTAMPS in libavformat/avformat.h: MJPEG over HTTP, raw H.264; FFmpeg says 25 fps
 FROZEN = 2.0  # seconds without a new frame, after which a clip must not reach over the hole
 BACKOFF = (0.5, 8.0)  # seconds to wait before the first attempt to connect again, and at most; doubled each time
-HLS = "hls"  # FFmpeg's name of the format
+HLS, RTSP = "hls", {"rtsp", "sdp"}  # FFmpeg's names of the formats
 TICK = Fraction(1, 90_000)  # of the clock of a stream that has none
 # For cameras: TCP where there is a choice (UDP loses packets), a buffer that may overflow, a short look first.
 NETWORK = {"rtsp_flags": "prefer_tcp", "overrun_nonfatal": "1", "analyzeduration": "2000000"}
@@ -154,7 +154,7 @@ def _connect(source: Source) -> InputContainer:
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(f"cannot be opened as a video: {reason_of(error)}") from error
     # A server's file ends, too. RTSP may tell a length, but keeps its own time and may be a camera.
-    source.recorded = place.startswith(("http:", "https:")) and bool(container.duration)
+    source.recorded = bool(container.duration) and container.format.name not in RTSP
     return container
 
 
