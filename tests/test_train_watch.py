@@ -123,6 +123,12 @@ def test_a_box_keeps_the_newest_and_a_lossless_one_all() -> None:
     assert lossless.take(0) == [1] and lossless.take(0) == [2] and lossless.take(0) == []
 
 
+def test_a_gap_is_never_dropped_however_many_frames_are() -> None:
+    box = Newest[int | Gap](2, kept=lambda item: isinstance(item, Gap))
+    box.fill([1, 2, Gap("cut"), 3, 4, 5])
+    assert box.take(0) == [Gap("cut"), 4, 5] and box.dropped == 3
+
+
 def test_what_the_reader_meets_is_raised_after_the_last_item() -> None:
     def broken() -> Iterator[int]:
         yield 1

@@ -260,7 +260,7 @@ def watch(
     `show` hears of every decision and of the frames dropped so far.
     """
     store = stored_as(trained.recipe)
-    box: Newest[LiveFrame | Gap] = Newest(trained.window, lossless=not source.in_time)
+    box: Newest[LiveFrame | Gap] = Newest(trained.window, not source.in_time, lambda item: isinstance(item, Gap))
     stream = follow(lambda: read_stream(source, trained.recipe), source, patience, say)
     # A daemon: a read that hangs must not hold up the end.
     reader = threading.Thread(target=box.fill, args=(stream,), daemon=True)
