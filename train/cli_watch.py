@@ -85,7 +85,7 @@ def watch(
     watcher = Watcher(
         judge_with(trained, compute, number), trained.sampling, trained.window, step, detector, source.clock,
         lambda line: click.echo(json.dumps({**line, "label": name, "source": place})),
-        EventClips(save, before, trained.recipe.fps) if save else None,
+        EventClips(save, before, trained.recipe.fps, warn) if save else None,
     )  # fmt: skip
     patience = math.inf if reconnect is None else reconnect
     with live_view(name) as (show, say):
@@ -132,6 +132,7 @@ def _print_summary(place: str, label: str, found: dict[str, Any], as_json: bool)
             ("crossing --on to alarm", spread("time_to_alarm_seconds", "s", 2)),
             ("reconnects", f"{found['reconnects']:,}"),
             ("damaged packets", f"{found['packets_damaged']:,}"),
+            ("event clips not written", f"{found['event_clips_failed']:,}"),
         ],
         err=True,
     )

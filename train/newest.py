@@ -11,8 +11,8 @@ ItemT = TypeVar("ItemT")
 class Newest(Generic[ItemT]):
     """At most `capacity` items; each one more pushes out the oldest, which is counted in `dropped`.
 
-    `lossless`: the reader waits instead. `kept`: items that are never dropped, and take no room. For one reader and
-    one consumer.
+    `lossless`: the reader waits instead. `kept`: items that are never dropped, and take no room. For one reader
+    and one consumer.
     """
 
     def __init__(
