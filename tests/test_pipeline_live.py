@@ -142,6 +142,20 @@ def test_a_stream_that_never_was_is_not_tried_again() -> None:
     assert not source.waits
 
 
+def test_what_is_said_of_a_camera_has_no_password() -> None:
+    source, said = FakeTime("rtsp://admin:pa@ss@camera/live@1?a=b@c"), list[str]()
+    outcomes = iter([True, False])
+
+    def connect() -> Iterator[LiveFrame | Gap]:
+        if next(outcomes):
+            yield LiveFrame(np.zeros((1, 1, 3), np.uint8), 0.0, source.now)
+            raise DecodeError("cut")
+
+    list(follow(connect, source, 60, said.append))
+    assert len(said) == 2 and all("rtsp://***@camera/live@1?a=b@c" in line for line in said)
+    assert Source("/dev/video0").name == "/dev/video0"
+
+
 def test_a_stopped_stream_ends_quietly() -> None:
     source = FakeTime()
 

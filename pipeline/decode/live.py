@@ -4,6 +4,7 @@ Frames are decoded, chosen and scaled by the code of the default decoder; what i
 wall: when a frame arrived, when a file's next one is due, and what to do when a stream breaks off.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ OPENING = 10.0  # seconds for a stream to show a first picture
 CLOCKLESS = 0x80  # AVFMT_NOTIMESTAMPS in libavformat/avformat.h: MJPEG over HTTP, raw H.264; FFmpeg says 25 fps
 FROZEN = 2.0  # seconds without a new frame, after which a clip must not reach over the hole
 BACKOFF = (0.5, 8.0)  # seconds to wait before the first attempt to connect again, and at most; doubled each time
+USER = re.compile(r"(?<=://)[^/?#]*@")  # and password, as FFmpeg reads a URL
 HLS, RTSP = "hls", {"rtsp", "sdp"}  # FFmpeg's names of the formats
 TICK = Fraction(1, 90_000)  # of the clock of a stream that has none
 # For cameras: TCP where there is a choice (UDP loses packets), a buffer that may overflow, a short look first.
@@ -74,6 +76,11 @@ class Source:
     reached: float = 0.0  # the stream's time after its latest frame
     newest: float | None = None  # dts in seconds of the latest packet of HLS
 
+    @property
+    def name(self) -> str:
+        """The place as it may be shown: without a camera's user and password."""
+        return USER.sub("***@", self.place)
+
     def wait(self, seconds: float) -> None:
         """Sleep, unless stopped."""
         self.stopped.wait(seconds)
@@ -117,7 +124,7 @@ def follow(
             for item in connect():
                 if isinstance(item, LiveFrame):
                     if pause > BACKOFF[0] or not seen:
-                        say(f"watching {source.place}" if not seen else f"{source.place} is back")
+                        say(f"watching {source.name}" if not seen else f"{source.name} is back")
                     seen, last, pause = True, source.clock(), BACKOFF[0]
                 yield item
             return
@@ -127,7 +134,7 @@ def follow(
             left = patience - (source.clock() - last)
             if not seen or left <= 0 or source.recorded:
                 raise
-            say(f"{source.place}: {error}; trying again in {pause:.1f} s")
+            say(f"{source.name}: {error}; trying again in {pause:.1f} s")
             yield Gap(str(error))
         source.wait(min(pause, left))
         pause = min(2 * pause, BACKOFF[1])
@@ -149,10 +156,10 @@ def _connect(source: Source) -> InputContainer:
         if container.format.name == HLS:
             container.close()
             container = av.open(place, options=dict(NETWORK), timeout=(OPENING, SEGMENTS))
-    except av.error.ExitError as error:
-        raise DecodeError(f"no picture within {OPENING:.0f} seconds") from error
+    except av.error.ExitError:
+        raise DecodeError(f"no picture within {OPENING:.0f} seconds") from None
     except (av.FFmpegError, OSError) as error:
-        raise DecodeError(f"cannot be opened as a video: {reason_of(error)}") from error
+        raise DecodeError(f"cannot be opened as a video: {reason_of(error)}") from None  # it names the password
     # A server's file ends, too. RTSP may tell a length, but keeps its own time and may be a camera.
     source.recorded = bool(container.duration) and container.format.name not in RTSP
     return container
