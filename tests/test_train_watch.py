@@ -185,6 +185,7 @@ def test_a_file_is_watched_as_predict_sees_it(run_folder: Path, tmp_path: Path) 
         (["nowhere.mp4"], "--label is missing: what to watch for; the run has cats, dogs"),
         (["nowhere.mp4", *CATS], "nowhere.mp4: there is no such file or device"),
         (["tcp://127.0.0.1:1", *CATS], "tcp://127.0.0.1:1: cannot be opened as a video: Connection refused"),
+        (["tcp://me:secret@127.0.0.1:1", *CATS], "tcp://***@127.0.0.1:1: cannot be opened"),
         (["nowhere.mp4", "--label", "birds"], "--label birds: the run has no such label; it has cats, dogs"),
         (["nowhere.mp4", *CATS, "--on", "0.3"], "must be 0 ≤ off ≤ on ≤ 1"),
         (["udp://127.0.0.1:1", *CATS, "--full-speed"], "comes at its own speed"),
@@ -192,6 +193,11 @@ def test_a_file_is_watched_as_predict_sees_it(run_folder: Path, tmp_path: Path) 
 )
 def test_wrong_use_ends_in_one_line(run_folder: Path, arguments: list[str], message: str) -> None:
     assert_one_clear_line(train("watch", run_folder, *arguments), 2, message)
+
+
+def test_no_traceback_names_the_password(run_folder: Path) -> None:
+    result = train("watch", run_folder, "tcp://me:secret@127.0.0.1:1", *CATS, "-vv")
+    assert "Traceback" in result.stderr and "secret" not in result.output
 
 
 def test_a_stream_of_ffmpeg_is_watched_until_it_is_given_up(run_folder: Path, tmp_path: Path) -> None:
