@@ -62,7 +62,7 @@ class Source:
     `place`: a path, a device or a URL of FFmpeg's. `in_time`: a recording's frames come when they are due, else as
     fast as they can be had. `clock` gives seconds, `stopped` ends the stream at its next frame. `damaged` counts
     packets that could not be decoded, `connections` how often the stream was opened; `recorded`: it has an
-    end, so it is not opened again. The last four are for the connections of one stream to go on from each other.
+    end, so it is not opened again. `began`, `reached` and `newest` let a new connection go on from the last.
     """
 
     place: str
