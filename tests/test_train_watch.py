@@ -21,7 +21,7 @@ from train.clips import Sampling
 from train.events import EventDetector, Hysteresis
 from train.newest import Newest
 from train.predict import Pixels
-from train.watch import Watcher
+from train.watch import Watcher, box_of
 
 WINDOW = 4
 RULE = Hysteresis(min_seconds=0.4, gap_seconds=0.4)
@@ -29,7 +29,7 @@ RULE = Hysteresis(min_seconds=0.4, gap_seconds=0.4)
 
 def frame(number: int, arrived: float | None = None) -> LiveFrame:
     """Frame [1, 1, 3] at 5 fps that shows its number."""
-    pixels = np.full((1, 1, 3), number, np.uint8)
+    pixels = np.full((1, 1, 3), number % 256, np.uint8)
     return LiveFrame(pixels, number / 5, number / 5 if arrived is None else arrived)
 
 
@@ -143,10 +143,13 @@ def test_a_box_keeps_the_newest_and_a_lossless_one_all() -> None:
     assert lossless.take(0) == [1] and lossless.take(0) == [2] and lossless.take(0) == []
 
 
-def test_a_gap_is_never_dropped_however_many_frames_are() -> None:
-    box = Newest[int | Gap](2, kept=lambda item: isinstance(item, Gap))
-    box.fill([1, 2, Gap("cut"), 3, 4, 5])
-    assert box.take(0) == [Gap("cut"), 4, 5] and box.dropped == 3
+def test_a_gap_is_seen_however_many_frames_are_dropped() -> None:
+    bench, box = Bench(alarming=range(9999)), box_of(WINDOW)
+    bench.play(range(8))
+    box.fill([frame(8), Gap("cut"), *(frame(number) for number in range(3000, 3006))])
+    bench.watcher.see(box.take(0) or [], box.dropped)
+    assert box.dropped == 3 and bench.kinds() == ["watching", "start", "end", "gap", "watching"]
+    assert bench.seen[-1] == [number % 256 for number in range(3002, 3006)]
 
 
 def test_what_the_reader_meets_is_raised_after_the_last_item() -> None:

@@ -253,6 +253,11 @@ def judge_with(trained: Trained, compute: Compute, label: int) -> Judge:
     return judge
 
 
+def box_of(window: int, lossless: bool = False) -> Newest[LiveFrame | Gap]:
+    """What lies between reader and judge: the newest frames, as many as a clip has, and every gap."""
+    return Newest(window, lossless, kept=lambda item: isinstance(item, Gap))
+
+
 def watch(
     watcher: Watcher,
     trained: Trained,
@@ -268,7 +273,7 @@ def watch(
     `show` hears of every decision and of the frames dropped so far.
     """
     store = stored_as(trained.recipe)
-    box: Newest[LiveFrame | Gap] = Newest(trained.window, not source.in_time, lambda item: isinstance(item, Gap))
+    box = box_of(trained.window, lossless=not source.in_time)
     stream = follow(lambda: read_stream(source, trained.recipe), source, patience, say)
     # A daemon: a read that hangs must not hold up the end.
     reader = threading.Thread(target=box.fill, args=(stream,), daemon=True)
