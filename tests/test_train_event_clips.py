@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -58,17 +59,32 @@ def test_what_was_before_is_held_by_seconds_where_frames_were_dropped(tmp_path: 
     assert times_of(clip) == pytest.approx([0, 3 / FPS], abs=1e-3)
 
 
-def test_no_clip_reaches_over_a_gap(tmp_path: Path) -> None:
-    clips, lines = Recording(tmp_path, before=3), list[dict[str, object]]()
+def watcher_with(clips: Recording, lines: list[dict[str, Any]]) -> Watcher:
+    """To whom every clip is an event."""
     detector = EventDetector(Hysteresis(min_seconds=0.4))
-    watcher = Watcher(lambda _clip: 0.9, Sampling(4), 4, 1, detector, lambda: 0.0, lines.append, clips)
+    return Watcher(lambda _clip: 0.9, Sampling(4), 4, 1, detector, lambda: 0.0, lines.append, clips)
+
+
+def test_an_event_is_told_also_where_its_clip_cannot_be_written(tmp_path: Path) -> None:
+    clips, lines = Recording(tmp_path / "gone"), list[dict[str, Any]]()
+    watcher = watcher_with(clips, lines)
+    for number in range(10):
+        watcher.see([frame(number)])
+    watcher.finish()
+    assert [line["kind"] for line in lines] == ["watching", "start", "end"]
+    assert "clip" not in lines[1] and clips.failed == 1
+
+
+def test_no_clip_reaches_over_a_gap(tmp_path: Path) -> None:
+    clips, lines = Recording(tmp_path, before=3), list[dict[str, Any]]()
+    watcher = watcher_with(clips, lines)
     watcher.see([frame(number) for number in range(20)])
     watcher.see([Gap("cut")])
     for number in range(3000, 3010):
         watcher.see([frame(number)])
     watcher.finish()
     (start,) = [line for line in lines if line["kind"] == "start"]
-    assert times_of(str(start["clip"])) == pytest.approx([k / FPS for k in range(10)], abs=1e-3)
+    assert times_of(start["clip"]) == pytest.approx([k / FPS for k in range(10)], abs=1e-3)
 
 
 def test_a_clip_has_an_end_also_where_its_event_has_none(tmp_path: Path) -> None:
