@@ -106,7 +106,7 @@ def join(folder: Path, planted: list[str], quiet: list[str]) -> tuple[Piece, lis
         subprocess.run([*FFMPEG, "-f", "concat", "-i", str(listing), *scaled(), str(file)], check=True)
         pieces.append(Piece(file, [(sum(seconds[:first]), sum(seconds[:stop])) for first, stop in marks]))
         moved += [(offset + first, offset + stop) for first, stop in pieces[-1].planted]
-        offset += sum(seconds)
+        offset += length(file)  # joined clips may last longer than their frames
     listing, file = folder / "whole.txt", folder / "whole.ts"
     listing.write_text("".join(f"file {piece.file.name}\n" for piece in pieces))
     copied = ["-f", "concat", "-i", str(listing), "-c", "copy", "-f", "mpegts", str(file)]
@@ -125,6 +125,12 @@ def encode(path: str, file: Path) -> float:
     probe = "ffprobe -v error -count_packets -select_streams v:0 -show_entries stream=nb_read_packets -of csv=p=0"
     done = subprocess.run([*probe.split(), str(file)], check=True, stdout=-1, text=True)
     return int(done.stdout.split()[0].strip(",")) / 25
+
+
+def length(file: Path) -> float:
+    """How long a file plays, in seconds."""
+    command = ["ffprobe", "-v", "error", "-show_entries", "format=duration", "-of", "csv=p=0", str(file)]
+    return float(subprocess.run(command, check=True, stdout=-1, text=True).stdout.split()[0].strip(","))
 
 
 def serve(file: Path, port: int) -> "subprocess.Popen[bytes]":
