@@ -3,13 +3,16 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.commands import FOLDER
 from pipeline.console import print_table, warn
 from train.cli_options import checkpoint_option, compute_options, every_option, run_argument
+
+if TYPE_CHECKING:
+    from pipeline.decode.live import Source
 
 SHARE = click.FloatRange(0, 1)
 SECONDS = click.FloatRange(0)
@@ -18,7 +21,7 @@ SECONDS = click.FloatRange(0)
 @click.command()
 @run_argument
 @click.argument("place", metavar="SOURCE", type=click.Path())
-@click.option("--label", help="What is watched for.  [default: the run's last label]")
+@click.option("--label", help="What is watched for: one of the run's labels.")
 @every_option("A clip every so often.  [default: at every stored frame]")
 @click.option("--on", type=SHARE, default=0.6, help="An event begins at this probability.")
 @click.option("--off", type=SHARE, default=0.4, help="An event ends below this probability.")
@@ -47,8 +50,8 @@ def watch(
     \b
     Examples:
       train watch runs/first rtsp://camera.local/live --label fight --save events
-      train watch runs/first /dev/video0 --every 1 > events.jsonl
-      train watch runs/first night.mkv --full-speed
+      train watch runs/first /dev/video0 --label fight --every 1 > events.jsonl
+      train watch runs/first night.mkv --label fight --full-speed
     """
     from pipeline.errors import UserError, WorkFailed
     from train.checkpoint import read_run
@@ -60,7 +63,6 @@ def watch(
         raise UserError(f"--on, --off: {error}") from error
     number = _label_number(read_run(run_folder)["labels"], label)
 
-    from pipeline.decode.live import Source
     from train.compute import choose_compute
     from train.event_clips import EventClips
     from train.predict import stored_frames
@@ -71,34 +73,45 @@ def watch(
 
     compute = choose_compute(device, precision)
     trained = load_trained(run_folder, weights, compute)
-    source = Source(place, in_time=not full_speed)
-    if full_speed and not Path(place).is_file():
-        raise UserError(f"--full-speed: {place} is no file, and comes at its own speed; leave it out")
+    source = _source(place, full_speed)
     if trained.recipe.decoder != "pyav":
         warn(f"the set was made by the decoder {trained.recipe.decoder}; streams are read by pyav")
     name, step = trained.labels[number], 1 if every is None else stored_frames(every, trained.recipe)
     if save:
         save.mkdir(parents=True, exist_ok=True)
-    watcher = Watcher(
-        judge_with(trained, compute, number), trained.sampling, trained.window, step, detector, source.clock,
-        lambda line: click.echo(json.dumps({**line, "label": name, "source": place})),
-        EventClips(save, before, trained.recipe.fps) if save else None,
-    )  # fmt: skip
+    judge = judge_with(trained, compute, number)
     patience = math.inf if reconnect is None else reconnect
-    with live_view(name) as (show, say):
-        found = watch_stream(watcher, trained, source, patience, say, show)
+    with live_view(name) as view:
+        watcher = Watcher(
+            judge, trained.sampling, trained.window, step, detector, source.clock,
+            lambda line: view.tell({**line, "label": name, "source": source.name}),
+            EventClips(save, before, trained.recipe.fps, view.say) if save else None,
+        )  # fmt: skip
+        found = watch_stream(watcher, trained, source, patience, view.say, view.show)
     reason = found.pop("error", "")
     if found["frames"]:
-        _print_summary(place, name, found, as_json)
+        _print_summary(source.name, name, found, as_json)
     if reason:
-        raise (WorkFailed if found["frames"] else UserError)(f"{place}: {reason}")
+        raise (WorkFailed if found["frames"] else UserError)(f"{source.name}: {reason}")
+
+
+def _source(place: str, full_speed: bool) -> "Source":
+    from pipeline.decode.live import Source
+    from pipeline.errors import UserError
+    from pipeline.places import as_place
+
+    path = str(as_place(place)) if place.lower().startswith("file://") else place
+    source = Source(path, in_time=not full_speed)
+    if full_speed and not Path(path).is_file():
+        raise UserError(f"--full-speed: {source.name} is no file, and comes at its own speed; leave it out")
+    return source
 
 
 def _label_number(labels: list[str], label: str | None) -> int:
     from pipeline.errors import UserError
 
-    if label is None:
-        return len(labels) - 1
+    if label is None:  # none is obvious: alphabet puts the quiet one last as often as first
+        raise UserError(f"--label is missing: what to watch for; the run has {', '.join(labels)}")
     if label not in labels:
         raise UserError(f"--label {label}: the run has no such label; it has {', '.join(labels)}")
     return labels.index(label)
@@ -129,6 +142,7 @@ def _print_summary(place: str, label: str, found: dict[str, Any], as_json: bool)
             ("crossing --on to alarm", spread("time_to_alarm_seconds", "s", 2)),
             ("reconnects", f"{found['reconnects']:,}"),
             ("damaged packets", f"{found['packets_damaged']:,}"),
+            ("event clips not written", f"{found['event_clips_failed']:,}"),
         ],
         err=True,
     )

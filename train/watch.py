@@ -35,14 +35,20 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 class Recorder(Protocol):
-    """Who keeps the pictures of events: `train.event_clips`."""
+    """Who keeps the pictures of events: `train.event_clips`. `failed`: clips that could not be written."""
+
+    failed: int
 
     def see(self, frame: LiveFrame) -> None:
         """The next frame."""
         ...
 
-    def begin(self, number: int, moment: datetime) -> Path:
-        """An event begins: where its clip will stand."""
+    def gap(self) -> None:
+        """Frames are missing before the next one."""
+        ...
+
+    def begin(self, number: int, moment: datetime) -> Path | None:
+        """An event begins: where its clip will stand, if it can be written."""
         ...
 
     def end(self) -> None:
@@ -117,7 +123,7 @@ class Watcher:
     ) -> None:
         self.tally = Tally()
         self._judge, self._sampling, self._every, self._clock = judge, sampling, every, clock
-        self._detector, self._tell, self._recorder = detector, tell, recorder
+        self._detector, self._tell, self.recorder = detector, tell, recorder
         self._held: deque[LiveFrame] = deque(maxlen=window)
         self._window = window
         self._fresh = every - window  # frames since the last decision; a full window makes the first one due
@@ -139,8 +145,8 @@ class Watcher:
             self._anchor(item)
             self._held.append(item)
             self._judged = False
-            if self._recorder:
-                self._recorder.see(item)
+            if self.recorder:
+                self.recorder.see(item)
         if len(self._held) < self._window or self._fresh < self._every:
             return None
         self.tally.clips_skipped += self._fresh // self._every - 1
@@ -170,6 +176,8 @@ class Watcher:
                     "reason": gap.reason,
                 }
             )
+        if self.recorder:
+            self.recorder.gap()
         self._held.clear()
         self._fresh, self._judged = self._every - self._window, True
 
@@ -210,14 +218,14 @@ class Watcher:
             "began_seconds": round(occurrence.began, 3),
             "probability": round(probability, 4),
         }
-        if self._recorder:
-            line["clip"] = str(self._recorder.begin(self.tally.events, moment))
+        if self.recorder and (clip := self.recorder.begin(self.tally.events, moment)):
+            line["clip"] = str(clip)
         self._tell(line)
 
     def _end(self, occurrence: Occurrence) -> None:
         assert occurrence.ended is not None
-        if self._recorder:
-            self._recorder.end()
+        if self.recorder:
+            self.recorder.end()
         self._tell(
             {
                 "kind": "end",
@@ -245,6 +253,11 @@ def judge_with(trained: Trained, compute: Compute, label: int) -> Judge:
     return judge
 
 
+def box_of(window: int, lossless: bool = False) -> Newest[LiveFrame | Gap]:
+    """What lies between reader and judge: the newest frames, as many as a clip has, and every gap."""
+    return Newest(window, lossless, kept=lambda item: isinstance(item, Gap))
+
+
 def watch(
     watcher: Watcher,
     trained: Trained,
@@ -260,7 +273,7 @@ def watch(
     `show` hears of every decision and of the frames dropped so far.
     """
     store = stored_as(trained.recipe)
-    box: Newest[LiveFrame | Gap] = Newest(trained.window, lossless=not source.in_time)
+    box = box_of(trained.window, lossless=not source.in_time)
     stream = follow(lambda: read_stream(source, trained.recipe), source, patience, say)
     # A daemon: a read that hangs must not hold up the end.
     reader = threading.Thread(target=box.fill, args=(stream,), daemon=True)
@@ -288,6 +301,7 @@ def watch(
         "frames_dropped": box.dropped,
         "packets_damaged": source.damaged,
         "reconnects": max(0, source.connections - 1),
+        "event_clips_failed": watcher.recorder.failed if watcher.recorder else 0,
         **watcher.tally.as_dict(),
     }
 
