@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from pipeline.errors import UserError
-from pipeline.shards.folder import Folder
+from pipeline.shards.folder import Folder, place_in
 from pipeline.shards.sidecar import Sidecar
 
 TRIES = 5
@@ -71,8 +71,7 @@ class Fetcher:
     def _try(self, sidecar: Sidecar, part: Path) -> None:
         check = Check(sidecar)
         for name in self._files(sidecar):
-            below = name[len(sidecar.shard) + 1 :]
-            with self._create(part / below if below else part) as file:
+            with self._create(place_in(part, name.removeprefix(sidecar.shard))) as file:
                 for data in self._chunks(name):
                     check.take(data)
                     file.write(data)

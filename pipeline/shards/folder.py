@@ -124,6 +124,15 @@ def shard_files(shard: Path) -> list[Path]:
     return sorted(path for path in shard.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
+def place_in(shard: Path, below: str) -> Path:
+    """Where a file of a shard is put on this machine: `below` is "", or begins with `/`. Raises `UserError` where
+    that is not inside the shard: names come from strangers."""
+    head, *parts = below.split("/")
+    if head or any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
+        raise UserError(f"{shard.name}: {below!r} is not the name of a file in it")
+    return shard.joinpath(*parts)
+
+
 def file_sha256(path: Path | str) -> str:
     """SHA-256 of a file's bytes. Raises `OSError`."""
     with open_plain(path) as file:

@@ -19,12 +19,14 @@ from typing import Any, BinaryIO
 from pipeline.foreign import MOST_TEXT, OverlongError, limited
 from pipeline.places import HTTP, download, filesystem, insist, protocols, reached, upload
 from pipeline.report import Report, no_report
-from pipeline.shards.folder import TEMPORARY, shard_files
+from pipeline.shards.folder import TEMPORARY, place_in, shard_files
+from pipeline.shards.zarr import CHUNKS, META
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "memory", "oci", "hf"}
 REFUSED = set(range(400, 500)) - {408, 429}  # answers of a web server that will be no other in a moment
 AT_ONCE = 32
 READ = 1 << 23  # bytes asked for at a time, where a file is not streamed
+FILES = ("", f"/{META}", f"/{CHUNKS}")  # of a shard, behind its name: a tar is itself; no other name is believed
 LISTED = re.compile(
     r"[\w.-]+/?"
 )  # a link of an HTTP listing that may be a file of ours: no query, no other folder
@@ -101,9 +103,8 @@ class RemoteFolder:
             return {name: self._sizes[name]}
         else:
             found = self._sizes
-        inside = name + "/"
-        below = (path for path in found if path == name or path.startswith(inside))
-        return {path: found[path] for path in below if _is_plain(path[len(name) :])}
+        files = [name] if name in found else [name + file for file in FILES]
+        return {path: found[path] for path in files if path in found}
 
     def names(self, under: str = "") -> list[str]:
         """See `Folder.names`."""
@@ -249,7 +250,7 @@ class RemoteFolder:
         """See `Folder.local`: a copy in this machine's temporary folder."""
         with self.making(name) as copy:
             for path in self._inside(name):
-                place = copy if path == name else copy / path[len(name) + 1 :]
+                place = place_in(copy, path[len(name) :])
                 place.parent.mkdir(parents=True, exist_ok=True)
                 download(self._system, self._path(path), str(place), report)
             yield copy
@@ -279,8 +280,3 @@ class RemoteFolder:
 
     def _aside(self, name: str) -> str:
         return self._path(f"{TEMPORARY}{secrets.token_hex(8)}@{Path(name).name}")
-
-
-def _is_plain(path: str) -> bool:
-    """Neither hidden nor outside its folder: a name from afar becomes one on this machine."""
-    return not any(part.startswith(".") for part in path.split("/"))
