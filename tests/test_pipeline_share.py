@@ -15,8 +15,9 @@ from pathlib import Path
 import fsspec
 import pytest
 from click.testing import CliRunner, Result
-from conftest import assert_one_clear_line, build, set_bytes, write_video
+from conftest import assert_one_clear_line, build, edit_sidecar, set_bytes, write_video
 from far import nginx, serving
+from fuzz.samples import make_set
 from moto.server import ThreadedMotoServer
 
 from pipeline.cli import main
@@ -170,6 +171,28 @@ def test_diff_names_what_differs(labelled_videos: Path, tmp_path: Path) -> None:
         assert (found["only_a"], found["only_b"]) == (["cats/0.mp4"], ["cats/extra.mp4"])
         assert list(found["changed"]) == ["cats/2.mp4"] == found["frames"]
     assert "recipe: format=webdataset, not zarr" in prep("diff", tmp_path / "webdataset-a", a).stdout
+
+
+def test_a_name_that_a_terminal_obeys_is_shown_and_not_sent(tmp_path: Path) -> None:
+    recipe = Recipe(width=8, height=8, max_frames=32)
+    a, b = make_set(tmp_path / "a", recipe), make_set(tmp_path / "b", recipe)
+    (first, *others) = json.loads((b / "train-000000.json").read_text())["samples"]
+    edit_sidecar(b / "train-000000.json", samples=[{**first, "video": "\x1b]0;x\x07\x1b[2J.mp4"}, *others])
+    for result in (prep("diff", a, b), prep("verify", b, "--deep"), prep("verify", "-v", b, "--deep")):
+        assert result.exit_code == 1 and "\\x1b[2J.mp4" in result.output
+        assert "\x1b" not in result.output and "\x07" not in result.output
+
+
+def test_diff_fetches_a_shard_once_for_all_its_videos(labelled_videos: Path, tmp_path: Path) -> None:
+    rows = [f"{path},{{}},{path.name}\n" for path in sorted(labelled_videos.rglob("*.mp4"))]
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text("path,label,key\n" + "".join(rows).format(*[name] * 8))
+        recipe = Recipe(width=32, height=32, format="zarr")
+        build(tmp_path / f"{name}.csv", tmp_path / name, recipe=recipe, per_shard=32, val=0.0)
+    with serving(tmp_path / "b") as server:
+        found = json.loads(prep("diff", tmp_path / "a", server.url, "--json").stdout)
+        assert len(found["changed"]) == 8 and not found["frames"]
+        assert server.counts["c.0.0.0.0"] == 1
 
 
 # Faults on the way
