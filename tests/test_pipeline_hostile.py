@@ -28,7 +28,8 @@ from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.shards import get_format
 from pipeline.shards.codec import Jpeg, Zstd, jpeg_size
-from pipeline.shards.folder import get_folder, measure, place_in
+from pipeline.shards.fetch import place_in
+from pipeline.shards.folder import get_folder, measure
 from pipeline.shards.index import read_set
 from pipeline.share import transfer
 from pipeline.sources import list_videos

@@ -1,7 +1,6 @@
 """Sets passed around: push, pull, list, diff, through folders, a bucket and web servers; faults on the way."""
 
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -195,6 +194,17 @@ def test_diff_fetches_a_shard_once_for_all_its_videos(labelled_videos: Path, tmp
         assert server.counts["c.0.0.0.0"] == 1
 
 
+@pytest.mark.parametrize("answer", [403, 404, 200])
+def test_a_web_server_that_does_not_list_its_folders_is_told_of(many: Path, answer: int) -> None:
+    with serving(many) as server:
+        server.listing = answer
+        for command in ("pull", "verify", "inspect"):
+            into = ["never"] if command == "pull" else []
+            assert_one_clear_line(
+                prep(command, server.url, *into), 2, "must list its folders (nginx: autoindex on)"
+            )
+
+
 # Faults on the way
 
 
@@ -273,19 +283,6 @@ def test_killed_pushes_to_a_bucket_go_on(
     assert not verify_set(target).damage
     transfer(target, tmp_path / "back")
     assert set_bytes(tmp_path / "back") == set_bytes(many)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 1 MB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small disk")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False).returncode:
-        pytest.skip("a small disk cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_a_full_disk_is_said_and_the_push_goes_on_when_there_is_room(many: Path, small_disk: Path) -> None:

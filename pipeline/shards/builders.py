@@ -89,8 +89,11 @@ class Crew:
         finally:
             self._stopped.set()
             thread.join()
-            with suppress(OSError, UserError):  # the place is gone, and the error of the build says so
+            try:
                 self._leave()
+            except (OSError, UserError):  # the place is gone or full, and the error of the build says so
+                with suppress(OSError, UserError):
+                    self._folder.remove(_mark_name(self.mark.token))
 
     def others(self) -> list[Mark]:
         """The other builders that are alive, by token."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from pipeline.errors import UserError
-from pipeline.shards.folder import Folder, place_in
+from pipeline.shards.folder import Folder
 from pipeline.shards.sidecar import Sidecar
 
 TRIES = 5
@@ -26,6 +26,15 @@ def create(path: Path) -> BinaryIO:
     """A new file to write, in a new folder where that is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("wb")
+
+
+def place_in(shard: Path, below: str) -> Path:
+    """Where a file of a shard is put on this machine: `below` is "", or begins with `/`. Raises `UserError` where
+    that is not inside the shard: names come from strangers."""
+    head, *parts = below.split("/")
+    if head or any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
+        raise UserError(f"{shard.name}: {below!r} is not the name of a file in it")
+    return shard.joinpath(*parts)
 
 
 class Fetcher:

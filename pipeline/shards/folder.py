@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkFailed
 from pipeline.foreign import open_plain, read_text
 from pipeline.machine import is_gone, machine
 from pipeline.places import is_url
@@ -122,15 +122,6 @@ def shard_files(shard: Path) -> list[Path]:
     if not shard.is_dir():
         return [shard]
     return sorted(path for path in shard.rglob("*") if path.is_file() and not path.name.startswith("."))
-
-
-def place_in(shard: Path, below: str) -> Path:
-    """Where a file of a shard is put on this machine: `below` is "", or begins with `/`. Raises `UserError` where
-    that is not inside the shard: names come from strangers."""
-    head, *parts = below.split("/")
-    if head or any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
-        raise UserError(f"{shard.name}: {below!r} is not the name of a file in it")
-    return shard.joinpath(*parts)
 
 
 def file_sha256(path: Path | str) -> str:
@@ -352,9 +343,9 @@ class LocalFolder:
                 if not _is_hidden(name):
                     os.fsync(file.fileno())
             self._open_up(made)
-        except OSError:  # a full disk: nobody sweeps what a living process has left
+        except OSError as error:  # a full disk: nobody sweeps what a living process has left
             made.unlink(missing_ok=True)
-            raise
+            raise OSError(error.errno, error.strerror, str(self.root / name)) from error
         return made
 
     def _flush(self) -> None:
@@ -363,6 +354,23 @@ class LocalFolder:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextmanager
+def told(folder: Folder) -> Iterator[None]:
+    """What this machine refuses (a full disk, another's folder) is told as a `WorkFailed` that names the file."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # nobody reads what we print
+    except OSError as error:
+        raise WorkFailed(f"{error.filename or folder}: {error.strerror or error}; {way_out(error)}") from error
+
+
+def way_out(*errors: BaseException) -> str:
+    """What to do where files could not be written for these reasons."""
+    full = any(isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) for error in errors)
+    return "make room there: " * full + "what is there stays, and the same command goes on from there"
 
 
 def remove_path(path: Path) -> None:

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 from pipeline.foreign import MOST_TEXT, OverlongError, limited
 from pipeline.places import HTTP, download, filesystem, insist, protocols, reached, upload
 from pipeline.report import Report, no_report
-from pipeline.shards.folder import TEMPORARY, place_in, shard_files
+from pipeline.shards.fetch import place_in
+from pipeline.shards.folder import TEMPORARY, shard_files
 from pipeline.shards.zarr import CHUNKS, META
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "memory", "oci", "hf"}
@@ -83,9 +84,18 @@ class RemoteFolder:
         url = f"{self._root}/{under}"
         links: list[str] = []
         with reached(self.url), suppress(FileNotFoundError):
-            links = insist(lambda: self._system.ls(url, detail=False))
+            links = insist(lambda: self._asked_for_links(url))
         names = (link.removeprefix(url) for link in links if link.startswith(url))
         return [under + name for name in names if LISTED.fullmatch(name) and not name.startswith(".")]
+
+    def _asked_for_links(self, url: str) -> list[str]:
+        try:
+            links: list[str] = self._system.ls(url, detail=False)
+        except Exception as error:
+            if getattr(error, "status", None) in REFUSED:
+                return []  # it may give away the files all the same: `check_listed` says what to do
+            raise
+        return links
 
     def _changed(self) -> None:
         self.__dict__.pop("_sizes", None)
