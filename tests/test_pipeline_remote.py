@@ -1,5 +1,6 @@
 """Videos and sets behind URLs: a bucket of moto's server on loopback, and fsspec's memory."""
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -84,6 +85,12 @@ def test_a_place_that_cannot_be_reached_is_named(bucket: str) -> None:
         build(f"{bucket}/dry", "s3://no-such-bucket/set")
     with pytest.raises(UserError, match=r"surprise://x.*[Pp]rotocol not known"):
         list_videos("surprise://x")
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r"gs://team/set: .*pip install 'reelcache\[gs\]'"):
+        get_folder("gs://team/set")
 
 
 def test_a_folder_that_is_no_set_is_refused_in_a_bucket_too(bucket: str, labelled_videos: Path) -> None:
