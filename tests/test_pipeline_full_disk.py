@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,12 +46,10 @@ def assert_it_goes_on(videos: Path, root: Path) -> None:
 
 def fill(disk: Path) -> Path:
     """A file that takes all the room that is left."""
-    with (filler := disk / "filler").open("ab", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError:
-            return filler
+    with (filler := disk / "filler").open("ab", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    return filler
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
