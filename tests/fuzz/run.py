@@ -142,13 +142,13 @@ def _apart(name: str, corpus: Path, seconds: int) -> bool:
     arguments = [name, "--seconds", str(seconds), "--corpus", str(corpus)]
     ended = subprocess.run([sys.executable, __file__, *arguments], check=False, stderr=subprocess.PIPE)
     tally = corpus / f"{name}.json"
-    done = json.loads(tally.read_text()) if tally.exists() else {"executions": 0, "findings": {}}
+    done: dict[str, Any] = json.loads(tally.read_text()) if tally.exists() else {"executions": 0, "findings": {}}
     print(name, ended.returncode, json.dumps(done), flush=True)
     if ended.returncode:
         print(ended.stderr.decode(errors="replace")[-2000:], flush=True)
     for finding in sorted(corpus.glob(f"finding-{name}-" + "[0-9a-f]" * 8)):
         print(finding.name, finding.read_bytes()[:MOST_SHOWN], flush=True)
-    return not (ended.returncode or done["findings"]) and done["executions"] > 0
+    return not ended.returncode and not done["findings"] and bool(done["executions"])
 
 
 if __name__ == "__main__":
