@@ -8,7 +8,7 @@ import click
 
 from pipeline.cli_build import group_by_option, set_argument, source_option, workers_option
 from pipeline.commands import PLACE, apply_options, json_option
-from pipeline.console import human_bytes, print_json, print_table, progress, warn
+from pipeline.console import human_bytes, print_json, print_table, printable, progress, warn
 
 if TYPE_CHECKING:
     from pipeline.sets import Difference, Found
@@ -213,7 +213,7 @@ def _print_verified(shards: Path | str, found: "Verified", repaired: list[str], 
 
 def _print_damage(found: "Verified", *, err: bool) -> None:
     for damage in found.damage:
-        click.echo(f"{damage.file}: {damage.reason}", err=err)
+        click.echo(printable(f"{damage.file}: {damage.reason}"), err=err)
 
 
 @click.command()
@@ -254,7 +254,7 @@ def _print_difference(a: Path | str, b: Path | str, found: "Difference") -> None
     ]
     lines += _first("changed", changed) + _first("other frames", found.frames)
     for line in lines:
-        click.echo(line.encode("utf-8", "backslashreplace").decode())
+        click.echo(printable(line))
 
 
 def _first(title: str, entries: list[str]) -> list[str]:

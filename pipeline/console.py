@@ -68,7 +68,7 @@ def progress(unit: str) -> Iterator[Stage]:
     from rich.progress import TimeRemainingColumn as Remaining
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -82,7 +82,7 @@ def progress(unit: str) -> Iterator[Stage]:
         bar.start()  # not before there is something to show
         for done in bar.task_ids:
             bar.remove_task(done)
-        task_id = bar.add_task(what, total=total, rate="")
+        task_id = bar.add_task(printable(what), total=total, rate="")
 
         def step(count: int) -> None:
             # A shard whose worker died is counted again from its start.

@@ -43,7 +43,7 @@ from pipeline.shards.directory import (
     standing_shard,
     unmark,
 )
-from pipeline.shards.folder import Folder, get_folder
+from pipeline.shards.folder import Folder, get_folder, told, way_out
 from pipeline.shards.frame_cache import FrameCache
 from pipeline.sources import Video, list_videos
 
@@ -114,7 +114,7 @@ def build_set(
         FrameCache(place, recipe).begin()
     crew = Crew(str(folder), goal(videos, recipe, wanted.per_shard))
     job = Job(str(folder), recipe, crew.mark.token, place)
-    with crew.joined(alone=overwrite):
+    with told(folder), crew.joined(alone=overwrite):
         open_set(folder, recipe, overwrite=overwrite)
         folder.sweep()
         standing, others = scan(folder, recipe), crew.others()
@@ -240,8 +240,8 @@ class _Running:
         if self._failed:
             reasons = [f"{name}: {type(error).__name__}: {error}" for name, error in self._failed.items()]
             raise WorkFailed(
-                f"{len(self._failed)} of {len(tasks)} shards could not be written; the others are safe, and the "
-                "same command goes on from there\n  " + "\n  ".join(reasons[:10])
+                f"{self._folder}: {len(self._failed)} of {len(tasks)} shards could not be written; "
+                f"{way_out(*self._failed.values())}. {'; '.join(reasons[:10])}"
             )
 
     def _round(self, tasks: Sequence[ShardTask]) -> None:

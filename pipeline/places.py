@@ -18,6 +18,7 @@ GIVEN_UP = 240.0  # seconds in which a file system that asks again by itself doe
 PAUSES = (0.2, 1.0, None)  # seconds between the tries of what is small: an index is many texts, and one may fail
 SLOWEST_LINE = 100_000  # bytes a second: an upload may take so long without a word
 NAMED = frozenset(["s3", "s3a", "gs", "gcs", "http", "https"])  # where a path alone leads nowhere
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}  # of pyproject.toml
 HTTP = frozenset(["http", "https"])
 # s3fs asks five times, and each time botocore three, for half of `SILENCE` each: less than four minutes in all.
 S3_CONFIG = {"retries": {"mode": "standard", "total_max_attempts": 3}}
@@ -67,7 +68,11 @@ def filesystem(url: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **_patience(url))
     except (ImportError, ValueError) as error:
-        raise UserError(f"{url}: {error}; fsspec's documentation says what such URLs need") from error
+        extra = EXTRAS.get(url.partition("://")[0].lower()) if isinstance(error, ImportError) else None
+        way_out = (
+            f"pip install 'reelcache[{extra}]'" if extra else "fsspec's documentation says what such URLs need"
+        )
+        raise UserError(f"{url}: {error}; {way_out}") from error
     return system, path
 
 

@@ -68,7 +68,11 @@ def _task(
     name: str, found: Verified, names: list[str], sound: Mapping[str, Sidecar], videos: Mapping[str, Video]
 ) -> ShardTask:
     match = STEM.fullmatch(name)
-    assert match, name
+    if match is None:  # a split: far more sidecars are missing than stand
+        raise UserError(
+            f"{found.folder}: so many shards of {name} are missing that they are not named one by one; run "
+            "`prep build-shards` with the set's options"
+        )
     split, bucket = match[1], int(match[2])
     known = found.sidecars.get(name)
     if known and known.buckets == _buckets(split, sound, known.buckets):

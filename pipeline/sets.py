@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.places import is_url
 from pipeline.recipe import RECIPE_FILE, Recipe
-from pipeline.report import Stage, no_stage
+from pipeline.report import Stage, Step, no_stage
 from pipeline.shards import get_format
 from pipeline.shards.directory import SIDECAR, sidecar_name
 from pipeline.shards.folder import Folder, ask_each, get_folder
@@ -115,8 +115,9 @@ def compare_sets(place_a: Path | str, place_b: Path | str, stage: Stage = no_sta
             changed[video] = fields
         if a.recipe == b.recipe and not _known_same(mine, theirs, a.recipe):
             suspects.append(video)
-    step = (stage if suspects else no_stage)("comparing frames", len(suspects))
-    frames = [video for video in suspects if _differ(a, here[video], b, there[video], step)]
+    step = (stage if suspects else no_stage)("comparing frames", 2 * len(suspects))
+    digests = _frames_sha256(a, here, suspects, step), _frames_sha256(b, there, suspects, step)
+    frames = [video for video in suspects if digests[0][video] != digests[1][video]]
     return Difference(
         recipe=a.recipe.differences(b.recipe),
         only_a=sorted(here.keys() - there.keys()),
@@ -162,17 +163,20 @@ def _known_same(mine: _Video, theirs: _Video, recipe: Recipe) -> bool:
     return own_chunks and all(checksums[0]) and checksums[0] == checksums[1]
 
 
-def _differ(a: ShardSet, mine: _Video, b: ShardSet, theirs: _Video, step: Any) -> bool:
-    step(1)
-    return _frames_sha256(a, mine) != _frames_sha256(b, theirs)
-
-
-def _frames_sha256(shard_set: ShardSet, video: _Video) -> bytes:
-    recipe, found = shard_set.recipe, hashlib.sha256()
-    with (
-        shard_set.folder.local(video.shard) as path,
-        get_format(recipe.format).open(path, recipe) as reader,
-    ):
-        for sample in video.samples:
-            found.update(np.ascontiguousarray(reader.frames(sample)).data)
-    return found.digest()
+def _frames_sha256(
+    shard_set: ShardSet, videos: Mapping[str, _Video], wanted: Iterable[str], step: Step
+) -> dict[str, bytes]:
+    """Of the frames of each of these videos. A shard is fetched once."""
+    inside: dict[str, list[str]] = {}
+    for video in wanted:
+        inside.setdefault(videos[video].shard, []).append(video)
+    recipe, found = shard_set.recipe, dict[str, bytes]()
+    for shard, names in inside.items():
+        with shard_set.folder.local(shard) as path, get_format(recipe.format).open(path, recipe) as reader:
+            for name in names:
+                digest = hashlib.sha256()
+                for sample in videos[name].samples:
+                    digest.update(np.ascontiguousarray(reader.frames(sample)).data)
+                found[name] = digest.digest()
+                step(1)
+    return found

@@ -8,7 +8,7 @@ follows.
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from pipeline.shards.directory import (
     sidecar_name,
 )
 from pipeline.shards.fetch import Fetcher, Wrong, create
-from pipeline.shards.folder import Folder, ask_each, get_folder
+from pipeline.shards.folder import Folder, ask_each, get_folder, told, way_out
 from pipeline.shards.index import ShardSet, read_set
 from pipeline.shards.sidecar import Sidecar, parse_sidecar
 from pipeline.summary import digest
@@ -66,7 +66,7 @@ def transfer(
     if str(target).startswith(("http://", "https://")):
         raise UserError(f"{target}: a web server is only read from; push to the folder or bucket behind it")
     found, folder = read_set(source), get_folder(target)
-    with told(folder):
+    with _told(folder):
         _refuse_another_recipe(folder, found.recipe)
         check_set(folder, found.recipe)
         crew = Crew(str(folder), f"push {digest(found)}")
@@ -109,19 +109,10 @@ def _check_unchanged(found: ShardSet, source: Path | str, error: Exception | Non
 
 
 @contextmanager
-def told(folder: Folder) -> Iterator[None]:
+def _told(folder: Folder) -> Iterator[None]:
     """What goes wrong with the place is told as a `UserError` that names it."""
-    try:
-        if is_url(str(folder)):
-            with reached(str(folder)):
-                yield
-        else:
-            yield
-    except OSError as error:
-        raise WorkFailed(
-            f"{error.filename or folder}: {error.strerror or error}; what is there stays, and the same command "
-            "goes on from there"
-        ) from error
+    with told(folder), reached(str(folder)) if is_url(str(folder)) else nullcontext():
+        yield
 
 
 def _refuse_another_recipe(folder: Folder, recipe: Recipe) -> None:
@@ -169,7 +160,7 @@ def _missing(
 ) -> list[Sidecar]:
     """The shards that do not stand in the target as they should. With a `stage` all bytes that do are read."""
     same = [sidecar for sidecar in source.sidecars if standing.get(_name(sidecar)) == sidecar.text()]
-    with told(folder):
+    with _told(folder):
         sizes = list(ask_each(folder, folder.size, [sidecar.shard for sidecar in same]))
     same = [sidecar for sidecar, size in zip(same, sizes, strict=True) if size == sidecar.bytes]
     if stage:
@@ -205,10 +196,7 @@ def _copy(there: Fetcher, back: Fetcher, folder: Folder, sidecar: Sidecar) -> No
         LOG.info("%s: copied, %d bytes", sidecar.shard, sidecar.bytes)
     except (Wrong, OSError) as error:
         why = error.strerror or error if isinstance(error, OSError) else error
-        raise WorkFailed(
-            f"{folder}/{sidecar.shard}: could not be put there: {why}; what is there stays, and the same command "
-            "goes on from there"
-        ) from error
+        raise WorkFailed(f"{folder}/{sidecar.shard}: could not be put there: {why}; {way_out(error)}") from error
 
 
 def _put(back: Fetcher, folder: Folder, made: Path, sidecar: Sidecar) -> None:

@@ -13,7 +13,7 @@ from pipeline.places import is_url
 from pipeline.recipe import RECIPE_FILE, Recipe, read_recipe, recipe_text
 from pipeline.report import Stage, no_stage
 from pipeline.shards import get_format
-from pipeline.shards.directory import OWN_SIDECAR, SIDECAR, is_building, shard_name
+from pipeline.shards.directory import OWN_SIDECAR, SIDECAR, check_listed, is_building, shard_name
 from pipeline.shards.fetch import TRIES, Fetcher, Wrong, create
 from pipeline.shards.folder import Folder, ask_each, get_folder
 from pipeline.shards.layout import check_layout, check_place
@@ -61,6 +61,8 @@ def verify_set(place: Path | str, *, deep: bool = False, jobs: int = 4, stage: S
     sidecars, sealed = _sidecars(folder, recipe, damage)
     if recipe is None and not sidecars:
         read_recipe(folder)  # raises
+    if not sidecars:
+        check_listed(folder)
     if not (building := is_building(folder)):
         damage += _missing(sidecars, {found.file for found in damage})
     LOG.info("%s: %d shards to read", folder, len(sidecars))

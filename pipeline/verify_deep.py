@@ -5,6 +5,7 @@ The layout is read by the tools of others (`tarfile`, `zarr`), as a user without
 
 import re
 import tarfile
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,19 @@ def look_inside(path: Path, sidecar: Sidecar, recipe: Recipe) -> None:
         _check_tar(path, sidecar, recipe)
     else:
         _check_array(path, sidecar, recipe)
-    if not sidecar.samples:
-        return
+    if sidecar.samples:
+        check_samples(path, sidecar, recipe)
+
+
+def check_samples(path: Path, sidecar: Sidecar, recipe: Recipe, key_of: Callable[[str], str] = sample_key) -> None:
+    """Decode all frames, and compare what the shard says of each sample with its sidecar. `key_of`: the key that a
+    video's id gives. Raises `UserError`."""
     starts: dict[str, tuple[int, float]] = {}  # by video: the next slot, and t0
     with get_format(recipe.format).open(path, recipe) as reader:
         for sample in sidecar.samples:
             try:
                 _check_frames(reader, sample, recipe)
+                _check_key(sample, sidecar, key_of)
                 _check_meta(reader.meta(sample), sample, sidecar, recipe, starts)
             except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
                 raise UserError(f"{sample.key}: {type(error).__name__}: {error}") from error
@@ -103,6 +110,13 @@ def _check_frames(reader: ShardReader, sample: Sample, recipe: Recipe) -> None:
         reader.clip(sample, first, part[: min(chunk, sample.frames - first)])
 
 
+def _check_key(sample: Sample, sidecar: Sidecar, key_of: Callable[[str], str]) -> None:
+    if sample.key.partition("#")[0] != key_of(sample.video):
+        raise UserError(f"{sample.key}: is not the key of {sample.video}")
+    if identity(sample.video) % sidecar.buckets != sidecar.bucket:
+        raise UserError(f"{sample.video} does not belong into bucket {sidecar.bucket} of {sidecar.buckets}")
+
+
 def _check_meta(
     meta: dict[str, Any], sample: Sample, sidecar: Sidecar, recipe: Recipe, starts: dict[str, tuple[int, float]]
 ) -> None:
@@ -110,10 +124,6 @@ def _check_meta(
     known = (sample.key, sample.video, sample.label, sample.group, sidecar.split, sample.source)
     if said != known:
         raise UserError(f"{sample.key}: the shard says {said}, the sidecar {known}")
-    if sample.key.partition("#")[0] != sample_key(sample.video):
-        raise UserError(f"{sample.key}: is not the key of {sample.video}")
-    if identity(sample.video) % sidecar.buckets != sidecar.bucket:
-        raise UserError(f"{sample.video} does not belong into bucket {sidecar.bucket} of {sidecar.buckets}")
     if meta["fps"] != str(recipe.fps):
         raise UserError(f"{sample.key}: fps is {meta['fps']!r}, the recipe's is {recipe.fps}")
     times = np.array(meta["pts"], np.int64) * _seconds(meta["time_base"])

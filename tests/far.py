@@ -42,6 +42,7 @@ class FarServer(ThreadingHTTPServer):
         self.done_wrong: Counter[str] = Counter()
         self._dice, self._share = random.Random(0), 0.0
         self.delay = 0.0
+        self.listing: int | None = None  # what it answers instead of a list of a folder
         self.now = self.peak = 0
         self.lock = threading.Lock()
 
@@ -129,6 +130,13 @@ def _files(folder: Path) -> type[BaseHTTPRequestHandler]:
                 _answer(self, 200, {}, b"a list" if path.is_dir() else path.read_bytes(), fault)
             else:
                 super().do_GET()
+
+        def list_directory(self, path: Any) -> Any:
+            assert isinstance(self.server, FarServer)
+            if self.server.listing is None:
+                return super().list_directory(path)
+            _answer(self, self.server.listing, {"Content-Type": "text/html"}, b"<html>Welcome</html>", "")
+            return None
 
         def log_message(self, *_: Any) -> None:
             pass

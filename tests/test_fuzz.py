@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fuzz import run
 from fuzz.mutate import mutations
 from fuzz.targets import names, targets
 
@@ -34,6 +35,29 @@ def test_a_reader_takes_any_bytes_or_refuses_them(name: str, exhaustive: bool) -
         assert time.process_time() - began < SECONDS, data[:200]
     assert taken >= 1, "not even what we write ourselves"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEGABYTES * 1024
+
+
+@pytest.mark.parametrize(("found", "code"), [({}, 0), ({"slow": 1}, 1)])
+def test_a_finding_fails_the_run_and_is_printed(
+    found: dict[str, int],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fuzzed(command: list[str], **_: object) -> "subprocess.CompletedProcess[bytes]":
+        name = command[2]
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps({"executions": 9, "findings": found if name == "csv" else {}})
+        )
+        (tmp_path / f"finding-{name}-0123abcd").write_bytes(b"evil")
+        return subprocess.CompletedProcess(command, 0, stderr=b"")
+
+    monkeypatch.setattr(subprocess, "run", fuzzed)
+    monkeypatch.setattr(sys, "argv", ["run.py", "recipe,csv", "--jobs", "2", "--corpus", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code == code and "finding-csv-0123abcd b'evil'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", names())

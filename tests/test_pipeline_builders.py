@@ -187,6 +187,29 @@ def test_who_joins_does_not_read_what_others_have_made(
     assert set_bytes(root) == expected
 
 
+SAID = {"token": "t", "goal": "g", "host": "h", "pid": 1, "machine": "m", "since": "s"}
+NO_MARKS = {
+    "not UTF-8": b"\xff\xfe",
+    "deep": b"[" * 200_000,
+    "twice": b'{"token": "t", "token": "t"}',
+    "of another": json.dumps(SAID).encode(),
+    "a list for a token": json.dumps({**SAID, "token": []}).encode(),
+    "a number for a host": json.dumps({**SAID, "token": "x", "host": 1}).encode(),
+    "a host without end": json.dumps({**SAID, "token": "x", "host": "h" * 1000}).encode(),
+    "a process that is none": json.dumps({**SAID, "token": "x", "pid": 0}).encode(),
+}
+
+
+@pytest.mark.parametrize("name", NO_MARKS)
+def test_what_is_no_mark_or_lease_is_nobodys(name: str, labelled_videos: Path, tmp_path: Path) -> None:
+    crew, root = tmp_path / "set" / BUILDERS, tmp_path / "set"
+    crew.mkdir(parents=True)
+    (crew / f"x{MARK}").write_bytes(NO_MARKS[name])
+    (crew / f"train-000000{LEASE}").write_bytes(NO_MARKS[name])
+    assert build(labelled_videos, root).decoded == 8
+    assert read_set(root).splits and not crew.exists()
+
+
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("age", [0, 1000])
 def test_a_lease_is_worth_as_much_as_its_builders_sign_of_life(tmp_path: Path, age: int) -> None:

@@ -1,15 +1,20 @@
 """A cache of frames for the team: who builds the same videos decodes nothing, and nobody is harmed by it."""
 
+import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
-from conftest import SMALL, build, set_bytes, write_video
+from conftest import SMALL, build, edit_sidecar, set_bytes, write_video
 
 from pipeline.recipe import Recipe
+from pipeline.shards.codec import Zstd
 from pipeline.shards.folder import LocalFolder
+from pipeline.verify import verify_set
 
 RECIPES = [
     SMALL,
@@ -79,6 +84,56 @@ def test_damaged_entries_are_noticed_and_made_again(labelled_videos: Path, tmp_p
     assert build(labelled_videos, tmp_path / "set", cache=tmp_path / "cache").decoded == 1
     assert set_bytes(tmp_path / "set") == set_bytes(tmp_path / "alone")
     assert set_bytes(tmp_path / "cache") == sound
+
+
+def _entries(cache: Path, recipe: Recipe) -> list[Path]:
+    """The sidecars, by the source."""
+    return sorted((cache / recipe.fingerprint).glob("*/*.json"))
+
+
+def _overlong(cache: Path, videos: Path, recipe: Recipe) -> None:
+    """Each video as one sample, longer than the recipe has them."""
+    longer = replace(recipe, max_frames=64)
+    build(videos, cache / "set", recipe=longer, cache=cache)
+    for entry, other in zip(_entries(cache, recipe), _entries(cache, longer), strict=True):
+        shutil.copy(other.with_suffix(".tar"), entry.with_suffix(".tar"))
+        shutil.copy(other, entry)
+        edit_sidecar(entry, fingerprint=recipe.fingerprint)
+
+
+def _with_other_checksums(cache: Path, _: Path, recipe: Recipe) -> None:
+    for entry in _entries(cache, recipe):
+        samples = json.loads(entry.read_text())["samples"]
+        edit_sidecar(entry, samples=[{**sample, "crc32c": "0" * 800} for sample in samples])
+
+
+def _with_other_names(cache: Path, _: Path, recipe: Recipe) -> None:
+    for entry in _entries(cache, recipe):
+        samples = json.loads(entry.read_text())["samples"]
+        edit_sidecar(entry, samples=[{**sample, "video": "\x1b[2J"} for sample in samples])
+
+
+@pytest.mark.parametrize("spoil", [_overlong, _with_other_checksums, _with_other_names])
+def test_an_entry_that_no_build_makes_does_not_come_into_a_set(
+    labelled_videos: Path, tmp_path: Path, spoil: Callable[[Path, Path, Recipe], None]
+) -> None:
+    recipe = Recipe(width=32, height=32, max_frames=3)
+    build(labelled_videos, tmp_path / "alone", recipe=recipe, cache=tmp_path / "cache")
+    spoil(tmp_path / "cache", labelled_videos, recipe)
+    assert build(labelled_videos, tmp_path / "set", recipe=recipe, cache=tmp_path / "cache").decoded == 8
+    assert set_bytes(tmp_path / "set") == set_bytes(tmp_path / "alone")
+    assert build(labelled_videos, tmp_path / "again", recipe=recipe, cache=tmp_path / "cache").decoded == 0
+
+
+def test_frames_that_cannot_be_decoded_do_not_come_into_a_set(
+    labelled_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(width=32, height=32, codec="zstd")
+    with monkeypatch.context() as patch:
+        patch.setattr(Zstd, "encode", lambda *_: b"no frames")
+        build(labelled_videos, tmp_path / "bad", recipe=recipe, cache=tmp_path / "cache")
+    assert build(labelled_videos, tmp_path / "set", recipe=recipe, cache=tmp_path / "cache").decoded == 8
+    assert not verify_set(tmp_path / "set", deep=True).damage
 
 
 def test_a_cache_that_fails_costs_a_warning(

@@ -1,5 +1,6 @@
 """Videos and sets behind URLs: a bucket of moto's server on loopback, and fsspec's memory."""
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -86,6 +87,12 @@ def test_a_place_that_cannot_be_reached_is_named(bucket: str) -> None:
         list_videos("surprise://x")
 
 
+def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r"gs://team/set: .*pip install 'reelcache\[gs\]'"):
+        get_folder("gs://team/set")
+
+
 def test_a_folder_that_is_no_set_is_refused_in_a_bucket_too(bucket: str, labelled_videos: Path) -> None:
     fsspec.filesystem("s3").pipe_file("team/other/thesis.txt", b"x")
     with pytest.raises(UserError, match="holds other files"):
@@ -94,19 +101,23 @@ def test_a_folder_that_is_no_set_is_refused_in_a_bucket_too(bucket: str, labelle
 
 def test_the_two_kinds_of_folder_agree(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "1").write_text("one")
-    (tmp_path / "a" / "2").write_text("two")
+    (tmp_path / "a" / "c.0.0.0.0").write_text("one")
+    (tmp_path / "a" / "zarr.json").write_text("two")
     for folder in (LocalFolder(tmp_path / "local"), get_folder("memory://agree")):
         folder.put(Path(str(tmp_path / "a")) if str(folder) != "memory://agree" else tmp_path / "local" / "b", "b")
         assert folder.create("x/text", "hello") and not folder.create("x/text", "other")
         assert folder.modified("x/text") and folder.modified("x/none") is None
         folder.keep("b", "c")
-        assert folder.names() == ["b", "c", "x"] and folder.names("b") == ["1", "2"] and folder.names("no") == []
+        assert (
+            folder.names() == ["b", "c", "x"]
+            and folder.names("b") == ["c.0.0.0.0", "zarr.json"]
+            and folder.names("no") == []
+        )
         assert folder.size("c") == 6 and folder.size("nothing") is None and folder.read("x/text") == "hello"
         with folder.local("b") as path, folder.local("c") as copy:
             assert measure(path) == measure(copy)
         with folder.local("c") as path:
-            assert (path / "2").read_text() == "two"
+            assert (path / "zarr.json").read_text() == "two"
         folder.remove("c")
         folder.remove("c")
         assert folder.names() == ["b", "x"]

@@ -1,7 +1,6 @@
 """Sets passed around: push, pull, list, diff, through folders, a bucket and web servers; faults on the way."""
 
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -15,8 +14,9 @@ from pathlib import Path
 import fsspec
 import pytest
 from click.testing import CliRunner, Result
-from conftest import assert_one_clear_line, build, set_bytes, write_video
+from conftest import assert_one_clear_line, build, edit_sidecar, set_bytes, write_video
 from far import nginx, serving
+from fuzz.samples import make_set
 from moto.server import ThreadedMotoServer
 
 from pipeline.cli import main
@@ -172,6 +172,39 @@ def test_diff_names_what_differs(labelled_videos: Path, tmp_path: Path) -> None:
     assert "recipe: format=webdataset, not zarr" in prep("diff", tmp_path / "webdataset-a", a).stdout
 
 
+def test_a_name_that_a_terminal_obeys_is_shown_and_not_sent(tmp_path: Path) -> None:
+    recipe = Recipe(width=8, height=8, max_frames=32)
+    a, b = make_set(tmp_path / "a", recipe), make_set(tmp_path / "b", recipe)
+    (first, *others) = json.loads((b / "train-000000.json").read_text())["samples"]
+    edit_sidecar(b / "train-000000.json", samples=[{**first, "video": "\x1b]0;x\x07\x1b[2J.mp4"}, *others])
+    for result in (prep("diff", a, b), prep("verify", b, "--deep"), prep("verify", "-v", b, "--deep")):
+        assert result.exit_code == 1 and "\\x1b[2J.mp4" in result.output
+        assert "\x1b" not in result.output and "\x07" not in result.output
+
+
+def test_diff_fetches_a_shard_once_for_all_its_videos(labelled_videos: Path, tmp_path: Path) -> None:
+    rows = [f"{path},{{}},{path.name}\n" for path in sorted(labelled_videos.rglob("*.mp4"))]
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text("path,label,key\n" + "".join(rows).format(*[name] * 8))
+        recipe = Recipe(width=32, height=32, format="zarr")
+        build(tmp_path / f"{name}.csv", tmp_path / name, recipe=recipe, per_shard=32, val=0.0)
+    with serving(tmp_path / "b") as server:
+        found = json.loads(prep("diff", tmp_path / "a", server.url, "--json").stdout)
+        assert len(found["changed"]) == 8 and not found["frames"]
+        assert server.counts["c.0.0.0.0"] == 1
+
+
+@pytest.mark.parametrize("answer", [403, 404, 200])
+def test_a_web_server_that_does_not_list_its_folders_is_told_of(many: Path, answer: int) -> None:
+    with serving(many) as server:
+        server.listing = answer
+        for command in ("pull", "verify", "inspect"):
+            into = ["never"] if command == "pull" else []
+            assert_one_clear_line(
+                prep(command, server.url, *into), 2, "must list its folders (nginx: autoindex on)"
+            )
+
+
 # Faults on the way
 
 
@@ -250,19 +283,6 @@ def test_killed_pushes_to_a_bucket_go_on(
     assert not verify_set(target).damage
     transfer(target, tmp_path / "back")
     assert set_bytes(tmp_path / "back") == set_bytes(many)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 1 MB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small disk")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False).returncode:
-        pytest.skip("a small disk cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_a_full_disk_is_said_and_the_push_goes_on_when_there_is_room(many: Path, small_disk: Path) -> None:

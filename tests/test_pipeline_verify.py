@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import SMALL, assert_one_clear_line, build, edit_sidecar, set_bytes, write_video
+from fuzz.samples import make_set
 
 from pipeline.cli import main
 from pipeline.errors import UserError
@@ -180,6 +181,16 @@ def test_repair_says_what_it_cannot_do(videos: Path, tmp_path: Path) -> None:
     only_val = Path(shutil.copytree(videos / "val", tmp_path / "other" / "val")).parent
     assert_one_clear_line(prep("verify", root, "--repair", "--source", only_val), 2, "are not in --source")
     assert_one_clear_line(prep("verify", tmp_path), 2, "no shard set here")
+
+
+def test_repair_of_far_more_than_stands_points_to_a_build(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "cats" / "a.mp4", frames=5)
+    root = make_set(tmp_path / "set", Recipe(width=8, height=8, max_frames=32))
+    edit_sidecar(root / "train-000000.json", buckets=2**13)
+    result = prep("verify", root, "--repair", "--source", tmp_path / "videos")
+    assert_one_clear_line(result, 2, "many shards of train are missing")
+    assert "build-shards" in result.stderr
 
 
 @pytest.mark.parametrize(("shard_format", "codec"), FORMATS)

@@ -22,10 +22,14 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
 
 from pipeline.errors import UserError
+from pipeline.foreign import OverlongError, parse_json
 from pipeline.machine import is_gone, machine
-from pipeline.shards.folder import Folder, ask_each, get_folder
+from pipeline.shards.folder import Folder, Foreign, ask_each, get_folder
 
 BUILDERS = ".builders"
 GATE = f"{BUILDERS}/gate"
@@ -34,6 +38,7 @@ RENEW = 15.0  # seconds between two signs of life
 EXPIRE = 180.0  # seconds without one; NFS may show a sign of life a minute late
 GATE_EXPIRE = 60.0  # of a builder that was killed in the moment in which it held the gate
 POLL = 0.1  # seconds between two tries to pass the gate
+Shown = Annotated[str, msgspec.Meta(max_length=255)]  # to people, in one line
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,10 @@ class Mark:
 
     token: str
     goal: str
-    host: str
-    pid: int
+    host: Shown
+    pid: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
     machine: str
-    since: str
+    since: Shown
 
     @property
     def who(self) -> str:
@@ -84,8 +89,11 @@ class Crew:
         finally:
             self._stopped.set()
             thread.join()
-            with suppress(OSError, UserError):  # the place is gone, and the error of the build says so
+            try:
                 self._leave()
+            except (OSError, UserError):  # the place is gone or full, and the error of the build says so
+                with suppress(OSError, UserError):
+                    self._folder.remove(_mark_name(self.mark.token))
 
     def others(self) -> list[Mark]:
         """The other builders that are alive, by token."""
@@ -125,7 +133,8 @@ class Crew:
 
     def _living(self, token: str) -> Mark | None:
         """The mark of a builder that is not known to be dead."""
-        written, mark = self._folder.modified(_mark_name(token)), _parse(_read(self._folder, _mark_name(token)))
+        name = _mark_name(token)
+        written, mark = self._folder.modified(name), parse_mark(_read(self._folder, name), token)
         if mark is None or is_gone(mark.machine, mark.pid):
             return None
         if written is None or self._renewed is None:
@@ -229,16 +238,19 @@ def _lease_name(shard: str) -> str:
 
 
 def _read(folder: Folder, name: str) -> str | None:
+    """What stands there; "" for what is no text of ours, and so no living builder's: anybody may write there."""
     try:
         return folder.read(name)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except (UnicodeDecodeError, OverlongError, Foreign):
+        return ""
 
 
-def _parse(text: str | None) -> Mark | None:
-    """None for what is no mark: anybody may write there."""
+def parse_mark(text: str | None, token: str) -> Mark | None:
+    """The mark of the builder `token`; None for what is none."""
     try:
-        mark = Mark(**json.loads(text or ""))
-    except (ValueError, TypeError):
+        mark = msgspec.convert(parse_json(text or ""), Mark)
+    except ValueError:
         return None
-    return mark if isinstance(mark.pid, int) and 0 < mark.pid < 2**31 and isinstance(mark.machine, str) else None
+    return mark if mark.token == token else None

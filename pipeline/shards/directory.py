@@ -178,6 +178,15 @@ def sidecars(folder: Folder, recipe: Recipe, under: str = "") -> Iterator[Sideca
         yield sidecar
 
 
+def check_listed(folder: Folder) -> None:
+    """Raises `UserError` for a web server that gives away the files of a set and does not say which there are."""
+    if RECIPE_FILE not in folder.names():
+        raise UserError(
+            f"{folder}: {RECIPE_FILE} is there, and the server lists no files; it must list its folders (nginx: "
+            "autoindex on)"
+        )
+
+
 def standing_shard(folder: Folder, recipe: Recipe, name: str) -> Sidecar | None:
     """The sidecar of the shard `name` (`train-000003`), where it stands now and is whole."""
     try:

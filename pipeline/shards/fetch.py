@@ -28,6 +28,15 @@ def create(path: Path) -> BinaryIO:
     return path.open("wb")
 
 
+def place_in(shard: Path, below: str) -> Path:
+    """Where a file of a shard is put on this machine: `below` is "", or begins with `/`. Raises `UserError` where
+    that is not inside the shard: names come from strangers."""
+    head, *parts = below.split("/")
+    if head or any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
+        raise UserError(f"{shard.name}: {below!r} is not the name of a file in it")
+    return shard.joinpath(*parts)
+
+
 class Fetcher:
     """Fetches shards of the set in `folder`, from any number of threads. `create` opens a new file to write."""
 
@@ -71,8 +80,7 @@ class Fetcher:
     def _try(self, sidecar: Sidecar, part: Path) -> None:
         check = Check(sidecar)
         for name in self._files(sidecar):
-            below = name[len(sidecar.shard) + 1 :]
-            with self._create(part / below if below else part) as file:
+            with self._create(place_in(part, name.removeprefix(sidecar.shard))) as file:
                 for data in self._chunks(name):
                     check.take(data)
                     file.write(data)

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkFailed
 from pipeline.foreign import open_plain, read_text
 from pipeline.machine import is_gone, machine
 from pipeline.places import is_url
@@ -343,9 +343,9 @@ class LocalFolder:
                 if not _is_hidden(name):
                     os.fsync(file.fileno())
             self._open_up(made)
-        except OSError:  # a full disk: nobody sweeps what a living process has left
+        except OSError as error:  # a full disk: nobody sweeps what a living process has left
             made.unlink(missing_ok=True)
-            raise
+            raise OSError(error.errno, error.strerror, str(self.root / name)) from error
         return made
 
     def _flush(self) -> None:
@@ -354,6 +354,23 @@ class LocalFolder:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextmanager
+def told(folder: Folder) -> Iterator[None]:
+    """What this machine refuses (a full disk, another's folder) is told as a `WorkFailed` that names the file."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # nobody reads what we print
+    except OSError as error:
+        raise WorkFailed(f"{error.filename or folder}: {error.strerror or error}; {way_out(error)}") from error
+
+
+def way_out(*errors: BaseException) -> str:
+    """What to do where files could not be written for these reasons."""
+    full = any(isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) for error in errors)
+    return "make room there: " * full + "what is there stays, and the same command goes on from there"
 
 
 def remove_path(path: Path) -> None:

@@ -5,7 +5,8 @@
     <fingerprint>/ab/ab12….json     its sidecar, written last
 
 What stands there depends on the video's bytes and the recipe alone: key, video and group are the SHA-256, and
-there is no label. Any file may be removed at any time, and nothing is believed before its SHA-256 was compared. A
+there is no label. Any file may be removed at any time. Anybody may write anything there: an entry is used where
+its SHA-256 is right and `prep verify --deep` would find nothing in it; any other is passed over, and made again. A
 cache that fails costs a warning and a decode, never a build.
 """
 
@@ -24,7 +25,9 @@ from pipeline.recipe import RECIPE_FILE, Recipe, recipe_text
 from pipeline.report import Report
 from pipeline.shards import get_format
 from pipeline.shards.folder import get_folder, measure
+from pipeline.shards.layout import check_layout
 from pipeline.shards.sidecar import Broken, Sample, Sidecar, parse_sidecar
+from pipeline.verify_deep import check_samples
 
 SILENCE = 900.0  # seconds without a word, in which a file system tries again and again before it gives up
 REST = 300.0  # seconds for which a cache that failed is left alone
@@ -69,12 +72,15 @@ class FrameCache:
             try:
                 sidecar = parse_sidecar(self._folder.read(f"{name}.json"), f"{self._folder}/{name}.json")
                 path = copies.enter_context(self._folder.local(name + self._suffix, report))
-                sound = measure(path, report) == (sidecar.bytes, sidecar.sha256)
+                sound = measure(path, report) == (sidecar.bytes, sidecar.sha256) and self._is_of(sidecar, source)
+                if sound:
+                    check_layout(sidecar, self._recipe)
+                    check_samples(path, sidecar, self._recipe, str)
             except (FileNotFoundError, UnicodeDecodeError, UserError):
                 return None
             finally:
                 report(0)
-            return (path, sidecar) if sound and self._is_of(sidecar, source) else None
+            return (path, sidecar) if sound else None
 
         return self._try("read", look)
 
@@ -113,8 +119,9 @@ class FrameCache:
         return f"{self._recipe.fingerprint}/{source[:2]}/{source}"
 
     def _is_of(self, sidecar: Sidecar, source: str) -> bool:
-        ours = sidecar.fingerprint == self._recipe.fingerprint and not sidecar.rejected
-        return ours and bool(sidecar.samples) and all(sample.source == source for sample in sidecar.samples)
+        ours = sidecar.fingerprint == self._recipe.fingerprint and len(sidecar.samples) > 0
+        broken = sidecar.rejected or sidecar.damaged[1:]
+        return ours and not broken and all({sample.source, sample.video} == {source} for sample in sidecar.samples)
 
     def _try(self, what: str, work: Callable[[], GotT]) -> GotT | None:
         """What the work gives; None, and `trouble`, where the cache fails."""

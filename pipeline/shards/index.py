@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe, read_recipe
-from pipeline.shards.directory import is_building, sidecars
+from pipeline.shards.directory import check_listed, is_building, sidecars
 from pipeline.shards.folder import Folder, ask_each, get_folder
 from pipeline.shards.sidecar import Sample, Sidecar
 
@@ -128,6 +128,8 @@ def read_set(place: Path | str, *, whole: bool = True) -> ShardSet:
     folder = get_folder(place)
     recipe = read_recipe(folder)
     shard_set = ShardSet(folder, recipe, tuple(sidecars(folder, recipe)), is_building(folder))
+    if not shard_set.sidecars:
+        check_listed(folder)
     LOG.info("%s: %d shards, recipe %s", folder, len(shard_set.sidecars), recipe.fingerprint)
     if whole and not shard_set.splits:
         rejected = sum(len(sidecar.rejected) for sidecar in shard_set.sidecars)

@@ -19,12 +19,15 @@ from typing import Any, BinaryIO
 from pipeline.foreign import MOST_TEXT, OverlongError, limited
 from pipeline.places import HTTP, download, filesystem, insist, protocols, reached, upload
 from pipeline.report import Report, no_report
+from pipeline.shards.fetch import place_in
 from pipeline.shards.folder import TEMPORARY, shard_files
+from pipeline.shards.zarr import CHUNKS, META
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "memory", "oci", "hf"}
 REFUSED = set(range(400, 500)) - {408, 429}  # answers of a web server that will be no other in a moment
 AT_ONCE = 32
 READ = 1 << 23  # bytes asked for at a time, where a file is not streamed
+FILES = ("", f"/{META}", f"/{CHUNKS}")  # of a shard, behind its name: a tar is itself; no other name is believed
 LISTED = re.compile(
     r"[\w.-]+/?"
 )  # a link of an HTTP listing that may be a file of ours: no query, no other folder
@@ -81,9 +84,18 @@ class RemoteFolder:
         url = f"{self._root}/{under}"
         links: list[str] = []
         with reached(self.url), suppress(FileNotFoundError):
-            links = insist(lambda: self._system.ls(url, detail=False))
+            links = insist(lambda: self._asked_for_links(url))
         names = (link.removeprefix(url) for link in links if link.startswith(url))
         return [under + name for name in names if LISTED.fullmatch(name) and not name.startswith(".")]
+
+    def _asked_for_links(self, url: str) -> list[str]:
+        try:
+            links: list[str] = self._system.ls(url, detail=False)
+        except Exception as error:
+            if getattr(error, "status", None) in REFUSED:
+                return []  # it may give away the files all the same: `check_listed` says what to do
+            raise
+        return links
 
     def _changed(self) -> None:
         self.__dict__.pop("_sizes", None)
@@ -101,9 +113,8 @@ class RemoteFolder:
             return {name: self._sizes[name]}
         else:
             found = self._sizes
-        inside = name + "/"
-        below = (path for path in found if path == name or path.startswith(inside))
-        return {path: found[path] for path in below if _is_plain(path[len(name) :])}
+        files = [name] if name in found else [name + file for file in FILES]
+        return {path: found[path] for path in files if path in found}
 
     def names(self, under: str = "") -> list[str]:
         """See `Folder.names`."""
@@ -249,7 +260,7 @@ class RemoteFolder:
         """See `Folder.local`: a copy in this machine's temporary folder."""
         with self.making(name) as copy:
             for path in self._inside(name):
-                place = copy if path == name else copy / path[len(name) + 1 :]
+                place = place_in(copy, path[len(name) :])
                 place.parent.mkdir(parents=True, exist_ok=True)
                 download(self._system, self._path(path), str(place), report)
             yield copy
@@ -279,8 +290,3 @@ class RemoteFolder:
 
     def _aside(self, name: str) -> str:
         return self._path(f"{TEMPORARY}{secrets.token_hex(8)}@{Path(name).name}")
-
-
-def _is_plain(path: str) -> bool:
-    """Neither hidden nor outside its folder: a name from afar becomes one on this machine."""
-    return not any(part.startswith(".") for part in path.split("/"))

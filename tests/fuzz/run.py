@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 SECONDS_EACH, HANGS, MEGABYTES = 5, 20, 1024
+MOST_SHOWN = 4000  # bytes of a finding that are printed
 
 
 class Hung(BaseException):
@@ -117,23 +119,36 @@ def fuzz(name: str, corpus: Path, seconds: int) -> None:
 
 
 def main() -> None:
-    """One target in this process, or all of them, each in one of its own."""
+    """One target in this process, or several, each in one of its own; ends with 1 where anything was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", help="its name, several with commas between, or all")
     parser.add_argument("--seconds", type=int, default=60, help="of the processor, for each")
     parser.add_argument("--corpus", type=Path, default=Path("fuzz-corpus"))
+    parser.add_argument("--jobs", type=int, default=1, help="of several targets so many at a time")
     options = parser.parse_args()
     if options.target != "all" and "," not in options.target:
         fuzz(options.target, options.corpus, options.seconds)
         return
-    from fuzz.targets import targets
+    from fuzz.targets import names
 
-    for name in targets() if options.target == "all" else options.target.strip(",").split(","):
-        arguments = [name, "--seconds", str(options.seconds), "--corpus", str(options.corpus)]
-        ended = subprocess.run([sys.executable, __file__, *arguments], check=False, stderr=subprocess.PIPE)
-        print(name, ended.returncode, (options.corpus / f"{name}.json").read_text(), flush=True)
-        if ended.returncode:
-            print(ended.stderr.decode(errors="replace")[-2000:], flush=True)
+    chosen = names() if options.target == "all" else options.target.strip(",").split(",")
+    with ThreadPoolExecutor(options.jobs) as pool:
+        clean = list(pool.map(lambda name: _apart(name, options.corpus, options.seconds), chosen))
+    sys.exit(0 if all(clean) else 1)
+
+
+def _apart(name: str, corpus: Path, seconds: int) -> bool:
+    """Fuzz a target in a process of its own, and print what came of it; returns whether nothing was found."""
+    arguments = [name, "--seconds", str(seconds), "--corpus", str(corpus)]
+    ended = subprocess.run([sys.executable, __file__, *arguments], check=False, stderr=subprocess.PIPE)
+    tally = corpus / f"{name}.json"
+    done: dict[str, Any] = json.loads(tally.read_text()) if tally.exists() else {"executions": 0, "findings": {}}
+    print(name, ended.returncode, json.dumps(done), flush=True)
+    if ended.returncode:
+        print(ended.stderr.decode(errors="replace")[-2000:], flush=True)
+    for finding in sorted(corpus.glob(f"finding-{name}-" + "[0-9a-f]" * 8)):
+        print(finding.name, finding.read_bytes()[:MOST_SHOWN], flush=True)
+    return not ended.returncode and not done["findings"] and bool(done["executions"])
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ A target ends quietly, or with `UserError` (`ValueError` where a reader says so)
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from safetensors.torch import save, save_file
@@ -20,10 +22,13 @@ from models.single_frame import SingleFrame
 from models.weights import read_state
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe, read_recipe, recipe_text
+from pipeline.report import no_report
 from pipeline.shards import get_format
+from pipeline.shards.builders import BUILDERS, LEASE, MARK, Crew, Mark, names_of
 from pipeline.shards.checks import check_sample
 from pipeline.shards.codec import get_codec
-from pipeline.shards.folder import LocalFolder
+from pipeline.shards.folder import LocalFolder, measure
+from pipeline.shards.frame_cache import FrameCache
 from pipeline.shards.layout import check_layout, check_place
 from pipeline.shards.sidecar import CHECKSUM, Sidecar, parse_sidecar
 from pipeline.shards.store import Store
@@ -34,6 +39,7 @@ from train.checkpoint import check_shapes, load_checkpoint, load_weights, read_r
 SIDE, RUN_SIDE = 8, 40  # pixels of a set, and of the run, whose model wants more than 32
 TARS = ("raw", "zstd", "jpeg")
 ARRAYS = ("raw", "zstd")
+A_MARK = Mark("x", "goal", "elsewhere", 1, "another machine", "2026-11-23 10:00 UTC")
 
 
 @dataclass(frozen=True)
@@ -134,12 +140,69 @@ def _claims(root: Path, data: bytes) -> None:
             return
 
 
+def _crew(root: Path, data: bytes) -> None:
+    """The bytes as a builder's mark, and as the lease of a shard."""
+    (root / BUILDERS).mkdir(parents=True, exist_ok=True)
+    for name in (f"x{MARK}", f"train-000000{LEASE}"):
+        (root / BUILDERS / name).write_bytes(data)
+    crew = Crew(str(root), "goal")
+    names_of([*crew.others(), *crew.holders(["train-000000"]).values(), crew.mark])
+
+
+class Entry:
+    """A cache of the team's with one video, and a set that wants its frames."""
+
+    def __init__(self, folder: Path, made: Made) -> None:
+        self._made, self._new, sample = made, folder / "new.tar", made.sidecar.samples[0]
+        self._source, self._cache = sample.source, FrameCache(str(folder / "entries"), made.recipe)
+        self._cache.keep(made.shard, [((sample,), None)], no_report)
+        (self.shard,) = folder.glob("entries/*/*/*.tar")
+        self.sidecar = self.shard.with_suffix(".json")
+        self.whole, self.text = self.shard.read_bytes(), self.sidecar.read_text()
+
+    def told(self, data: bytes) -> None:
+        """The bytes as the sidecar."""
+        _spoiled(self.sidecar, self.text.encode(), self._copy, data)
+
+    def held(self, data: bytes) -> None:
+        """The bytes as the shard, with a sidecar that fits: a stranger can do that, too."""
+        self.shard.write_bytes(data)
+        size, sha256 = measure(self.shard)
+        fits = msgspec.structs.replace(parse_sidecar(self.text, ""), bytes=size, sha256=sha256)
+        try:
+            self.told(fits.text().encode())
+        finally:
+            self.shard.write_bytes(self.whole)
+
+    def _copy(self, _: bytes) -> None:
+        """What is taken makes a shard like any other."""
+        recipe, shard_format = self._made.recipe, get_format(self._made.recipe.format)
+        with ExitStack() as copies:
+            found = self._cache.fetch(self._source, copies, no_report)
+            if self._cache.trouble:
+                raise AssertionError(self._cache.trouble)
+            if found is None:
+                raise UserError("passed over")
+            writer, samples = shard_format.create(self._new, recipe), []
+            with shard_format.open(found[0], recipe) as reader:
+                for old in found[1].samples:
+                    place = writer.copy(old.key, reader, old, reader.meta(old))
+                    samples.append(msgspec.structs.replace(old, **place._asdict()))
+            writer.close()
+        whole = [msgspec.structs.replace(sample, crc32c=writer.checksums(sample)) for sample in samples]
+        size, sha256 = measure(self._new)
+        check_layout(
+            msgspec.structs.replace(self._made.sidecar, samples=tuple(whole), bytes=size, sha256=sha256), recipe
+        )
+
+
 def names() -> list[str]:
     """Of all targets; nothing is made."""
     sets = [f"webdataset-{codec}" for codec in TARS] + [f"zarr-{codec}" for codec in ARRAYS]
     shards = [f"shard-{kind}" for kind in sets] + [f"shard-zarr-{codec}-json" for codec in ARRAYS]
     chunks = [f"chunk-{codec}" for codec in TARS[1:]]
-    return ["recipe", *(f"sidecar-{kind}" for kind in sets), *shards, *chunks, "csv", "claims", "safetensors",
+    return ["recipe", *(f"sidecar-{kind}" for kind in sets), *shards, *chunks, "csv", "claims", "marks",
+            "entry", "entry-shard", "safetensors",
             "pth", "run"]  # fmt: skip
 
 
@@ -176,6 +239,11 @@ def _pipeline(root: Path) -> Iterator[tuple[str, Target]]:
     rows = b'path,label,split,group,key\na.mp4,cats,train,g,k\nfile:///b.mp4,dogs,val,,\n"c,\n.mp4",x,,,\n'
     (root / "a.mp4").touch()
     yield "csv", Target(partial(_file, root / "videos.csv", lambda _: list_videos(root / "videos.csv")), (rows,))
+    yield "marks", Target(partial(_crew, root / "crew"), (json.dumps(asdict(A_MARK)).encode(), b"x"))
+    entry = Entry(root, sets[1])
+    bare = entry.text.rpartition(CHECKSUM)[0] + "\n}\n"
+    yield "entry", Target(entry.told, (bare.encode(),))
+    yield "entry-shard", Target(entry.held, (entry.whole,))
     (root / "store").mkdir()
     yield "claims", Target(partial(_claims, root / "store"), (json.dumps({"1" * 64 + ".tar": 5}).encode(),))
 
