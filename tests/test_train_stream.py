@@ -1,9 +1,11 @@
 """The loader: right frames, right order, nothing left behind."""
 
+import gc
 import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +129,42 @@ def test_a_second_epoch_at_the_same_time_is_refused(small_set: Path) -> None:
             next(stream.batches(clips))
 
 
+def test_a_refused_second_epoch_does_not_change_the_place(small_set: Path) -> None:
+    with stream_of(small_set) as stream:
+        batches = stream.epoch(0)
+        next(batches)
+        with pytest.raises(RuntimeError, match="in the middle of an epoch"):
+            next(stream.epoch(1))
+        assert stream.state_dict()["epoch"] == 0 and stream.state_dict()["clips"] == 5
+
+
+def test_an_epoch_that_was_looked_into_begins_again_at_its_first_batch(small_set: Path) -> None:
+    with stream_of(small_set) as stream:
+        first = next(stream.epoch(0)).samples.tolist()
+        assert stream.state_dict()["clips"] == 5
+        seen = [batch.samples.tolist() for batch in stream.epoch(0)]
+    assert seen[0] == first and sorted(chain.from_iterable(seen)) == list(range(16))
+
+
+def test_a_state_is_gone_on_from_once(small_set: Path) -> None:
+    with stream_of(small_set) as stream:
+        whole = [samples for samples, _ in contents(stream, 0)]
+        stream.load_state_dict({"seed": 0, "epoch": 0, "clips": 5})
+        assert [samples for samples, _ in contents(stream, 0)] == whole[1:]
+        assert [samples for samples, _ in contents(stream, 0)] == whole
+
+
+def test_a_closed_stream_says_so(small_set: Path) -> None:
+    stream = stream_of(small_set)
+    stream.close()
+    for batches in (stream.epoch(0), stream.batches(stream.clips(0))):
+        with pytest.raises(RuntimeError, match="this stream is closed"):
+            next(batches)
+    stream.close()
+
+
 def test_nothing_outlives_close(small_set: Path) -> None:
+    gc.collect()  # what the errors of other tests hold
     before = len(os.listdir("/proc/self/fd"))
     with stream_of(small_set) as stream:
         everything(stream, training_clips(stream.index.frames, SIZE, 0, 0))

@@ -120,7 +120,9 @@ class ClipStream:
         batch_bounds(0, batch_size, repeats=repeats)  # raises where they don't fit together
         self.weights = balanced_weights(index.label) if isinstance(weights, str) else weights
         self.waited = 0.0
-        self._epoch, self._done = 0, 0  # the next epoch, and how many of its clips are done
+        self._epoch, self._done = 0, 0  # the epoch at hand or to come, and how many of its clips are done
+        self._goes_on = False  # the next epoch begins there: a state was loaded
+        self._closed = False
         self._source, self._say = shards, say
         self._filler: Filler | None = None
         path = shards.path if shards else index.shards.__getitem__
@@ -176,13 +178,14 @@ class ClipStream:
         return np.asarray(places[self.index.shard], np.int64)
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of training epoch `number`; after `load_state_dict`, what is left of it.
+        """The batches of training epoch `number`; the first time after `load_state_dict`, what is left of it.
 
         Raises `ValueError` where a batch has fewer clips than there are ranks, `UserError` where a shard is
-        missing or damaged.
+        missing or damaged, `RuntimeError` where the stream is closed or in the middle of an epoch.
         """
+        self._check_free()
         clips = self.clips(number)
-        begin = self._done if number == self._epoch else 0
+        begin = self._done if self._goes_on and number == self._epoch else 0
         bounds = batch_bounds(len(clips), self.batch_size, begin, repeats=self.repeats, drop_last=self.drop_last)
         self._epoch, self._done = number, begin
         if self._source is not None and number == 0:
@@ -190,7 +193,8 @@ class ClipStream:
             over = f"clips are shuffled over a window of {self._window} while the others arrive"
             self._say(f"first epoch: {here} of {of} shards are here; {over}")
         for batch, stop in zip(self._iterate(clips, bounds), bounds[1:], strict=False):
-            self._done = stop  # before it is given: a state saved in the loop's body comes after this batch
+            # Before it is given: a state saved in the loop's body comes after this batch.
+            self._done, self._goes_on = stop, False
             yield batch
         if self._done == bounds[-1]:  # not where the stream was closed in the middle
             self._epoch, self._done = number + 1, 0
@@ -198,7 +202,7 @@ class ClipStream:
     def batches(self, clips: Clips, first: int = 0) -> Iterator[Batch]:
         """This rank's part of the clips in order, `batch_size` at a time for all ranks, from batch `first` on.
 
-        One epoch at a time: the buffers are shared. Raises `UserError` where a shard is missing or damaged.
+        One epoch at a time: the buffers are shared. Raises as `epoch` does.
         """
         return self._iterate(clips, batch_bounds(len(clips), self.batch_size)[first:])
 
@@ -207,17 +211,23 @@ class ClipStream:
         return {"seed": self.seed, "epoch": self._epoch, "clips": self._done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at the very next batch; the number of ranks may be another one.
+        """Let the next epoch go on at the very next batch; the number of ranks may be another one.
 
         Raises `ValueError` for what is no state of this stream.
         """
         if not 0 <= state["clips"] <= len(self.index) * self.repeats:
             raise ValueError(f"no state of this stream: {state['clips']} clips of {len(self.index)} samples")
         self.seed, self._epoch, self._done = state["seed"], state["epoch"], state["clips"]
+        self._goes_on = True
 
-    def _iterate(self, clips: Clips, bounds: list[int]) -> Iterator[Batch]:
+    def _check_free(self) -> None:
+        if self._closed:
+            raise RuntimeError("this stream is closed; open another one")
         if self._filler is not None:
             raise RuntimeError("this stream is in the middle of an epoch; close that iterator first")
+
+    def _iterate(self, clips: Clips, bounds: list[int]) -> Iterator[Batch]:
+        self._check_free()
         parts = [rank_part(begin, stop, self.rank, self.ranks, self.unit) for begin, stop in pairwise(bounds)]
         if any(-(-(stop - begin) // self.unit) < self.ranks for begin, stop in pairwise(bounds)):
             raise ValueError(f"the last batches have fewer clips than {self.ranks} ranks; use drop_last")
@@ -260,6 +270,7 @@ class ClipStream:
 
     def close(self) -> None:
         """Stop all threads, let go of all shards and buffers. An iterator that is still held ends."""
+        self._closed = True
         if self._filler is not None:
             self._filler.ask_to_stop()
         if self._source is not None:  # first, as the thread may be waiting for a shard
