@@ -245,21 +245,28 @@ def test_a_stop_goes_on_at_the_very_next_batch_with_another_number_of_ranks(smal
         next(batches)
         state = stream.state_dict()
         batches.close()  # type: ignore[attr-defined]
-    assert state == {"seed": 7, "epoch": 1, "clips": 4} and [s for s, _ in first] == [s for s, _ in whole[0]]
+    assert state == {"seed": 7, "epoch": 1, "clips": 4, "windowed": False} and [s for s, _ in first] == [
+        s for s, _ in whole[0]
+    ]
     rest = []
     for rank in range(2):
         with ClipStream.open(small_set, rank=rank, ranks=2, **{**options, "seed": 0}) as stream:
             stream.load_state_dict(state)
             rest.append(contents(stream, state["epoch"]))
-            assert stream.state_dict() == {"seed": 7, "epoch": 2, "clips": 0}
+            assert stream.state_dict() == {**state, "epoch": 2, "clips": 0}
     for (samples, frames), *parts in zip(whole[1][1:], *rest, strict=True):
         assert samples == parts[0][0] + parts[1][0]
         assert torch.equal(frames, torch.cat([part for _, part in parts]))
 
 
-def test_a_state_of_another_set_is_refused(small_set: Path) -> None:
-    with stream_of(small_set) as stream, pytest.raises(ValueError, match="no state of this stream"):
-        stream.load_state_dict({"seed": 0, "epoch": 0, "clips": 10_000})
+@pytest.mark.parametrize(
+    "change", [{"clips": 10_000}, {"clips": -1}, {"epoch": -1}, {"seed": -1}, {"epoch": "1"}, {"epoch": None}]
+)
+def test_what_is_no_state_of_the_stream_is_refused(small_set: Path, change: dict[str, Any]) -> None:
+    with stream_of(small_set) as stream:
+        state = {name: value for name, value in {**stream.state_dict(), **change}.items() if value is not None}
+        with pytest.raises(ValueError, match="no state of this stream, whose epochs have 16 clips"):
+            stream.load_state_dict(state)
 
 
 def test_more_ranks_than_clips_of_a_batch_are_refused(small_set: Path) -> None:
@@ -339,6 +346,27 @@ def held(root: Path) -> tuple[int, int, list[str]]:
     maps = Path("/proc/self/maps").read_text().count(str(root))
     threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("clip-")]
     return len(os.listdir("/proc/self/fd")), maps, threads
+
+
+@pytest.mark.parametrize("far_first", [True, False])
+def test_a_stop_in_the_first_epoch_goes_on_in_its_order_wherever_shards_lie_now(
+    many: Path, far_first: bool
+) -> None:
+    index = read_set(many).split("train")
+
+    def stream_from(far: bool) -> ClipStream:
+        shards = LateShards(index) if far else None
+        return ClipStream(index, frames_per_clip=4, batch_size=3, seed=5, shards=shards)
+
+    with stream_from(far_first) as stream:
+        assert stream.clips(0).sample.tolist() != stream_from(not far_first).clips(0).sample.tolist()
+        batches = stream.epoch(0)
+        seen = [next(batches).samples.tolist() for _ in range(2)]
+        state = stream.state_dict()
+    with stream_from(not far_first) as stream:
+        stream.load_state_dict(state)
+        seen += [samples for samples, _ in contents(stream, 0)]
+        assert sorted(chain.from_iterable(seen)) == list(range(len(index)))
 
 
 @pytest.mark.parametrize("codec", ["raw", "zstd"])

@@ -124,6 +124,7 @@ class ClipStream:
         self._goes_on = False  # the next epoch begins there: a state was loaded
         self._closed = False
         self._source, self._say = shards, say
+        self._windowed = shards is not None  # the order of epoch 0, or of the one that a loaded state began
         self._filler: Filler | None = None
         path = shards.path if shards else index.shards.__getitem__
         shape = self._shape(-(-batch_size // (unit * ranks)) * unit)
@@ -160,11 +161,9 @@ class ClipStream:
 
     def clips(self, epoch: int) -> Clips:
         """The clips of a training epoch, of all ranks, in order."""
-        index = self.index
-        windowed = self._source is not None and epoch == 0
         return training_clips(
-            index.frames, self.sampling, self.seed, epoch, weights=self.weights, repeats=self.repeats,
-            arrival=self._arrival() if windowed else None, window=self._window,
+            self.index.frames, self.sampling, self.seed, epoch, weights=self.weights, repeats=self.repeats,
+            arrival=self._arrival() if self._windowed and epoch == 0 else None, window=self._window,
         )  # fmt: skip
 
     @property
@@ -190,8 +189,10 @@ class ClipStream:
         self._epoch, self._done = number, begin
         if self._source is not None and number == 0:
             here, of = len(self._source.arrived()), len(self.index.shards)
-            over = f"clips are shuffled over a window of {self._window} while the others arrive"
-            self._say(f"first epoch: {here} of {of} shards are here; {over}")
+            over = (
+                f"a window of {self._window} while the others arrive" if self._windowed else "all, as they began"
+            )
+            self._say(f"first epoch: {here} of {of} shards are here; clips are shuffled over {over}")
         for batch, stop in zip(self._iterate(clips, bounds), bounds[1:], strict=False):
             # Before it is given: a state saved in the loop's body comes after this batch.
             self._done, self._goes_on = stop, False
@@ -207,18 +208,22 @@ class ClipStream:
         return self._iterate(clips, batch_bounds(len(clips), self.batch_size)[first:])
 
     def state_dict(self) -> dict[str, int]:
-        """Where the stream is: the epoch, and how many of its clips all ranks together have been given."""
-        return {"seed": self.seed, "epoch": self._epoch, "clips": self._done}
+        """Where the stream is: the epoch, and how many of its clips all ranks together have been given; `windowed`:
+        whether epoch 0 is shuffled over a window of shards."""
+        return {"seed": self.seed, "epoch": self._epoch, "clips": self._done, "windowed": self._windowed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next epoch go on at the very next batch; the number of ranks may be another one.
+        """Let the next epoch go on at the very next batch; the number of ranks may be another one, and shards may
+        lie elsewhere now, or not any more.
 
         Raises `ValueError` for what is no state of this stream.
         """
-        if not 0 <= state["clips"] <= len(self.index) * self.repeats:
-            raise ValueError(f"no state of this stream: {state['clips']} clips of {len(self.index)} samples")
-        self.seed, self._epoch, self._done = state["seed"], state["epoch"], state["clips"]
-        self._goes_on = True
+        seed, epoch, done = place = [state.get(name, -1) for name in ("seed", "epoch", "clips")]
+        clips = len(self.index) * self.repeats
+        if not all(isinstance(value, int) and value >= 0 for value in place) or done > clips:
+            raise ValueError(f"no state of this stream, whose epochs have {clips} clips: {state}")
+        self.seed, self._epoch, self._done, self._goes_on = seed, epoch, done, True
+        self._windowed = bool(state.get("windowed", self._windowed))  # states of older releases do not say
 
     def _check_free(self) -> None:
         if self._closed:
