@@ -42,12 +42,16 @@ class ShardSource(Protocol):
         """Begin to fetch these shards, in this order, in the background."""
         ...
 
+    def interrupt(self) -> None:
+        """End all waiting in `path`, now and until the next `fetch`, by an error; fetching goes on."""
+        ...
+
     def arrived(self) -> list[int]:
         """The shards that are on this machine."""
         ...
 
     def close(self) -> None:
-        """Stop fetching; whoever waits for a shard is told by an error."""
+        """Stop fetching."""
         ...
 
 
@@ -208,8 +212,10 @@ class ClipStream:
         return self._iterate(clips, batch_bounds(len(clips), self.batch_size)[first:])
 
     def state_dict(self) -> dict[str, int]:
-        """Where the stream is: the epoch, and how many of its clips all ranks together have been given; `windowed`:
-        whether epoch 0 is shuffled over a window of shards."""
+        """Where the stream is: the epoch, and how many of its clips all ranks together have been given.
+
+        `windowed`: whether epoch 0 is shuffled over a window of shards.
+        """
         return {"seed": self.seed, "epoch": self._epoch, "clips": self._done, "windowed": self._windowed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -245,7 +251,8 @@ class ClipStream:
             labels = torch.from_numpy(self.index.label[samples])
             return buffer.send(labels), torch.from_numpy(samples), buffer
 
-        filler = self._filler = Filler(fill, range(len(parts)), self._buffers)
+        interrupt = self._source.interrupt if self._source else lambda: None
+        filler = self._filler = Filler(fill, range(len(parts)), self._buffers, interrupt)
         try:
             for (begin, stop), part in zip(pairwise(bounds), parts, strict=True):
                 if (got := self._next(filler)) is None:
@@ -277,12 +284,10 @@ class ClipStream:
         """Stop all threads, let go of all shards and buffers. An iterator that is still held ends."""
         self._closed = True
         if self._filler is not None:
-            self._filler.ask_to_stop()
-        if self._source is not None:  # first, as the thread may be waiting for a shard
-            self._source.close()
-        if self._filler is not None:
             self._filler.stop()
             self._filler = None
+        if self._source is not None:
+            self._source.close()
         self._gatherer.close()
         self._buffers = []
 

@@ -74,7 +74,7 @@ class ShardCache:
         self._paths: dict[int, Path] = {}  # in the order of their arrival
         self._errors: dict[int, Exception] = {}
         self._busy: set[int] = set()
-        self._stopped = threading.Event()
+        self._stopped, self._interrupted = threading.Event(), False
         self._changed = threading.Condition()
         self._count, self._threads = threads, list[threading.Thread]()
         with ExitStack() as claim:
@@ -92,17 +92,20 @@ class ShardCache:
     def fetch(self, order: Sequence[int]) -> None:
         """Begin to fetch these shards in this order, after those that were asked for before. Returns at once."""
         with self._changed:
+            self._interrupted = False
             self._queue.extend(shard for shard in order if shard not in self._paths)
             self._start()
 
     def path(self, shard: int) -> Path:
         """Where the shard is on this machine, whole and checked; waits for it, as the next one in turn.
 
-        Raises `UserError` where it cannot be had; asking again tries again.
+        Raises `UserError` where it cannot be had; asking again tries again. Raises `GaveUp` after `interrupt`.
         """
         asked = False
         with self._changed:
             while shard not in self._paths:
+                if self._interrupted:
+                    raise GaveUp
                 if error := self._errors.pop(shard, None):
                     raise error
                 if shard not in self._busy and not (asked and shard in self._queue):
@@ -111,6 +114,12 @@ class ShardCache:
                     self._start()
                 self._sleep()
             return self._paths[shard]
+
+    def interrupt(self) -> None:
+        """End all waiting in `path`, now and until the next `fetch`; what was asked for goes on coming."""
+        with self._changed:
+            self._interrupted = True
+            self._changed.notify_all()
 
     def arrived(self) -> list[int]:
         """The shards that are here, in the order in which they came."""
