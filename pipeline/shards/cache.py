@@ -9,8 +9,8 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,10 +18,12 @@ from typing import Self
 from pipeline.errors import UserError
 from pipeline.places import is_url
 from pipeline.shards.fetch import Fetcher, GaveUp
+from pipeline.shards.folder import Folder
 from pipeline.shards.index import ShardSet, SplitIndex
 from pipeline.shards.sidecar import Sidecar
 from pipeline.shards.store import Store
 
+Local = Callable[[str], AbstractContextManager[Path]]  # a shard's name -> its path on this machine
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -51,6 +53,42 @@ def cache_for(
     return ShardCache(index, index.sidecars, root or default_cache(), limit)
 
 
+@contextmanager
+def room_for(
+    indices: Sequence[ShardSet | SplitIndex], root: Path | None = None, limit: int | None = None
+) -> Iterator[None]:
+    """Keep room for the shards of all of these together until the end, while caches of each come and go.
+
+    `root`, `limit`: as in `cache_for`. Raises `UserError` where they do not fit.
+    """
+    elsewhere = [index for index in indices if root or is_url(str(index.folder))]
+    wanted = {cached_name(index.folder, item): item.bytes for index in elsewhere for item in index.sidecars}
+    with Store(root or default_cache(), limit).claim(wanted) if wanted else nullcontext():
+        yield
+
+
+def one_at_a_time(shard_set: ShardSet, root: Path | None = None, limit: int | None = None) -> Local:
+    """What gives a shard's path on this machine by its name, for work that reads each once: none but that one has
+    to fit, and those that are in the cache are found there. `root`, `limit`: as in `cache_for`."""
+    if root is None and not is_url(str(shard_set.folder)):
+        return shard_set.folder.local
+    sidecars = {sidecar.shard: sidecar for sidecar in shard_set.sidecars}
+
+    @contextmanager
+    def local(name: str) -> Iterator[Path]:
+        with ShardCache(shard_set, [sidecars[name]], root or default_cache(), limit, threads=1) as cache:
+            yield cache.path(0)
+
+    return local
+
+
+def cached_name(folder: Folder, sidecar: Sidecar) -> str:
+    """The shard's name in a cache. Raises `UserError`."""
+    if not re.fullmatch("[0-9a-f]{64}", sidecar.sha256):  # it becomes the name of a file here
+        raise UserError(f"{folder}/{sidecar.shard}: its sidecar's sha256 {sidecar.sha256!r} is none")
+    return sidecar.sha256 + Path(sidecar.shard).suffix
+
+
 class ShardCache:
     """The shards of `sidecars`, numbered as there, in the folder `root` of at most `limit` bytes.
 
@@ -78,16 +116,14 @@ class ShardCache:
         self._changed = threading.Condition()
         self._count, self._threads = threads, list[threading.Thread]()
         with ExitStack() as claim:
-            claim.enter_context(self._store.claim({self._name(item): item.bytes for item in sidecars}))
-            for shard, sidecar in enumerate(sidecars):
-                if found := self._store.find(self._name(sidecar), sidecar.bytes):
+            names = [cached_name(self._folder, sidecar) for sidecar in sidecars]
+            claim.enter_context(
+                self._store.claim({name: item.bytes for name, item in zip(names, sidecars, strict=True)})
+            )
+            for shard, (name, sidecar) in enumerate(zip(names, sidecars, strict=True)):
+                if found := self._store.find(name, sidecar.bytes):
                     self._paths[shard] = found
             self._claim = claim.pop_all()
-
-    def _name(self, sidecar: Sidecar) -> str:
-        if not re.fullmatch("[0-9a-f]{64}", sidecar.sha256):  # it becomes the name of a file here
-            raise UserError(f"{self._folder}/{sidecar.shard}: its sidecar's sha256 {sidecar.sha256!r} is none")
-        return sidecar.sha256 + Path(sidecar.shard).suffix
 
     def fetch(self, order: Sequence[int]) -> None:
         """Begin to fetch these shards in this order, after those that were asked for before. Returns at once."""
@@ -187,7 +223,7 @@ class ShardCache:
 
     def _bring(self, sidecar: Sidecar) -> Path:
         """The shard in the cache: there already, made by another process meanwhile, or fetched now."""
-        name, size = self._name(sidecar), sidecar.bytes
+        name, size = cached_name(self._folder, sidecar), sidecar.bytes
         if found := self._store.find(name, size):
             return found
         with self._store.told(), self._store.turn(name, self._fetcher.wait) as part:
