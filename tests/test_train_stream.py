@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.shards import get_format
+from pipeline.shards.cache import ShardCache
 from pipeline.shards.index import SplitIndex, read_set
 from train.clips import Clips, Sampling, clip_frames, training_clips
 from train.folds import split_fold
@@ -311,6 +312,9 @@ class LateShards:
     def arrived(self) -> list[int]:
         return self.here
 
+    def renew(self, _: int) -> bool:
+        return False
+
     def close(self) -> None:
         self.closed = True
 
@@ -363,8 +367,66 @@ def test_leaving_an_epoch_waits_for_no_shard_and_the_next_one_has_all(many: Path
         assert sorted(s for batch in stream.epoch(0) for s in batch.samples.tolist()) == list(range(16))
 
 
+@pytest.mark.parametrize("format_name", ["webdataset", "zarr"])
+@pytest.mark.parametrize("wrong", ["flip", "cut", "gone"])
+def test_a_shard_that_went_bad_in_the_cache_is_fetched_once_more(
+    coded_sets: dict[tuple[str, str], Path], tmp_path: Path, format_name: str, wrong: str
+) -> None:
+    root = coded_sets[format_name, "raw"]
+    with (
+        serving(root) as server,
+        ClipStream.open(server.url, frames_per_clip=4, batch_size=4, cache=tmp_path, threads=2) as stream,
+    ):
+        whole = contents(stream, 1)
+    with (
+        serving(root) as server,
+        ClipStream.open(server.url, frames_per_clip=4, batch_size=4, cache=tmp_path, threads=2) as stream,
+    ):
+        files = [path for path in tmp_path.rglob("*") if path.name.endswith(".tar") or path.name == "c.0.0.0.0"]
+        spoil(max(files, key=lambda path: path.stat().st_size), wrong)
+        again = contents(stream, 1)
+        assert sum("c.0.0" in name or ".tar" in name for name in server.counts) == 1
+    for (samples, frames), (others, same) in zip(whole, again, strict=True):
+        assert samples == others and torch.equal(frames, same)
+
+
+def spoil(path: Path, wrong: str) -> None:
+    data = bytearray(path.read_bytes())
+    for place in range(2000, len(data), 3000):  # in every frame
+        data[place] ^= 1
+    path.unlink()
+    if wrong != "gone":
+        path.write_bytes(data if wrong == "flip" else data[:2000])
+
+
+def test_damage_that_a_shard_came_with_is_told_with_its_url(many: Path, tmp_path: Path) -> None:
+    with serving(many) as server:
+        index = read_set(server.url).split("train")
+        index.samples[0] = msgspec.structs.replace(index.samples[0], crc32c="00000000")
+        source = ShardCache(index, index.sidecars, tmp_path)
+        with (
+            ClipStream(index, frames_per_clip=4, batch_size=4, shards=source) as stream,
+            pytest.raises(
+                UserError, match=rf"^{server.url}/{index.sidecars[index.shard[0]].shard}: the frames of"
+            ),
+        ):
+            list(stream.epoch(0))
+
+
+def test_shards_stay_open_in_number_below_what_the_process_may_have(
+    many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = held(many)[0]
+    monkeypatch.setattr("train.gather._descriptors", lambda: 8)
+    with stream_of(many, batch_size=16) as stream:
+        assert len(np.unique(stream.index.shard)) > 4
+        (batch,) = stream.epoch(0)
+        assert sorted(batch.samples.tolist()) == list(range(16)) and held(many)[0] - before <= 2
+
+
 def held(root: Path) -> tuple[int, int, list[str]]:
     """Open files, maps of the set's files, and the loader's threads, of this process."""
+    gc.collect()  # what the errors of other tests hold
     maps = Path("/proc/self/maps").read_text().count(str(root))
     threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("clip-")]
     return len(os.listdir("/proc/self/fd")), maps, threads

@@ -46,6 +46,10 @@ class ShardSource(Protocol):
         """End all waiting in `path`, now and until the next `fetch`, by an error; fetching goes on."""
         ...
 
+    def renew(self, shard: int) -> bool:
+        """Of a shard that cannot be read: whether it was damaged on this machine, and `path` brings it anew."""
+        ...
+
     def arrived(self) -> list[int]:
         """The shards that are on this machine."""
         ...
@@ -132,7 +136,8 @@ class ClipStream:
         self._filler: Filler | None = None
         path = shards.path if shards else index.shards.__getitem__
         shape = self._shape(-(-batch_size // (unit * ranks)) * unit)
-        self._gatherer = Gatherer(index, self.sampling, threads, path)
+        renew = shards.renew if shards else lambda _: False
+        self._gatherer = Gatherer(index, self.sampling, threads, path, renew)
         self._buffers = [Buffer(shape, self.device) for _ in range(BUFFERS)]
 
     def _shape(self, clips: int) -> tuple[int, int, int, int, int]:

@@ -5,6 +5,7 @@ that does not arrive as its sidecar says is fetched again (fetch.py), and in the
 the reason: what `path` gives has the right bytes.
 """
 
+import errno
 import os
 import re
 import threading
@@ -18,7 +19,7 @@ from typing import Self
 from pipeline.errors import UserError
 from pipeline.places import is_url
 from pipeline.shards.fetch import Fetcher, GaveUp
-from pipeline.shards.folder import Folder
+from pipeline.shards.folder import Folder, measure
 from pipeline.shards.index import ShardSet, SplitIndex
 from pipeline.shards.sidecar import Sidecar
 from pipeline.shards.store import Store
@@ -150,6 +151,23 @@ class ShardCache:
                     self._start()
                 self._sleep()
             return self._paths[shard]
+
+    def renew(self, shard: int) -> bool:
+        """Of a shard that cannot be read: whether it is gone, or has other bytes than it came with.
+
+        Then what is left of it is removed, and `path` fetches it again. Raises `UserError`.
+        """
+        sidecar, path = self._sidecars[shard], self._paths[shard]
+        try:
+            whole = measure(path) == (sidecar.bytes, sidecar.sha256)
+        except OSError as error:  # it is gone, or the disk fails; but not where no file can be opened
+            whole = error.errno in (errno.EMFILE, errno.ENFILE)
+        if whole:
+            return False
+        self._store.remove(path.name)
+        with self._changed:
+            self._paths.pop(shard, None)
+        return True
 
     def interrupt(self) -> None:
         """End all waiting in `path`, now and until the next `fetch`; what was asked for goes on coming."""

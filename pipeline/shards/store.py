@@ -74,6 +74,11 @@ class Store:
                 return path
         return None
 
+    def remove(self, name: str) -> None:
+        """Remove a shard that lost its bytes."""
+        with self.told():
+            _remove(self.root / name)
+
     @contextmanager
     def turn(self, name: str, wait: Callable[[float], bool]) -> Iterator[Path]:
         """Be the only one on this machine who makes the shard; yields where. `put` it, or it is removed.
