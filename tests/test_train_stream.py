@@ -276,6 +276,22 @@ def test_more_ranks_than_clips_of_a_batch_are_refused(small_set: Path) -> None:
         ClipStream.open(small_set, frames_per_clip=SIZE, batch_size=4, ranks=5)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "ballanced"}, "'ballanced': must be \"balanced\""),
+        ({"weights": np.ones(3)}, "for 16 samples"),
+        ({"weights": np.zeros(16)}, "one above it"),
+        ({"weights": np.full(16, np.nan)}, "must be finite"),
+        ({"weights": -np.ones(16)}, "none of them below 0"),
+        ({"repeats": 0}, "multiple of 0 repeats"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(small_set: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClipStream.open(small_set, frames_per_clip=SIZE, batch_size=4, **options)
+
+
 def test_balanced_draws_and_folds_come_out_of_the_stream(small_set: Path) -> None:
     train, held_out = split_fold(read_set(small_set).split("train"), 0, 4)
     with ClipStream(train, frames_per_clip=SIZE, batch_size=4, weights="balanced") as stream:

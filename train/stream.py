@@ -21,7 +21,7 @@ from models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.foreign import check_room
 from pipeline.shards.cache import cache_for
 from pipeline.shards.index import SplitIndex, read_set
-from train.clips import Clips, Floats, Ints, Sampling, balanced_weights, batch_bounds, rank_part, training_clips
+from train.clips import Clips, Floats, Ints, Sampling, batch_bounds, checked_weights, rank_part, training_clips
 from train.gather import Gatherer
 from train.inputs import to_clips
 from train.prefetch import Buffer, Filled, Filler
@@ -94,7 +94,8 @@ class ClipStream:
     `threads`: that fill a batch together; by default, one copies raw frames, and all processors decode others.
     `shards`: brings shards that lie elsewhere. Epoch 0 is then shuffled over a moving window of shards instead of
     all of them, so that it can start when the first are there; `say` is told so. It is closed with the stream.
-    Raises `UserError` where batches do not fit into this machine's memory.
+    Raises `ValueError` for options that make no sense, `UserError` where batches do not fit into this machine's
+    memory.
     `waited` is the time in seconds that the caller has spent waiting for batches.
     """
 
@@ -126,7 +127,7 @@ class ClipStream:
         self.drop_last, self.repeats = drop_last, repeats
         self.sampling = Sampling(frames_per_clip, sampling, stride)
         batch_bounds(0, batch_size, repeats=repeats)  # raises where they don't fit together
-        self.weights = balanced_weights(index.label) if isinstance(weights, str) else weights
+        self.weights = checked_weights(weights, index.label)
         self.waited = 0.0
         self._epoch, self._done = 0, 0  # the epoch at hand or to come, and how many of its clips are done
         self._goes_on = False  # the next epoch begins there: a state was loaded
