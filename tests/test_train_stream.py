@@ -3,7 +3,6 @@
 import gc
 import os
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -13,24 +12,14 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from conftest import build, write_video
-from far import serving
-from torch import Tensor
+from streams import SIZE, contents, held, resident_bytes, stream_of
 
 from pipeline.errors import UserError
-from pipeline.recipe import Recipe
 from pipeline.shards import get_format
-from pipeline.shards.cache import ShardCache
 from pipeline.shards.index import SplitIndex, read_set
 from train.clips import Clips, Sampling, clip_frames, training_clips
 from train.folds import split_fold
 from train.stream import BUFFERS, ClipStream
-
-SIZE = 16
-
-
-def stream_of(root: Path, batch_size: int = 5) -> ClipStream:
-    return ClipStream(read_set(root).split("train"), frames_per_clip=SIZE, batch_size=batch_size)
 
 
 def everything(stream: ClipStream, clips: Clips, first: int = 0) -> list[tuple[bytes, list[int], list[int]]]:
@@ -190,25 +179,6 @@ def test_a_damaged_shard_ends_the_epoch_with_its_name(set_copy: Path) -> None:
             everything(stream, training_clips(stream.index.frames, SIZE, 0, 0))
 
 
-@pytest.fixture(scope="session")
-def coded_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
-    """The same 8 videos, of 7 to 28 frames, by format and codec."""
-    root = tmp_path_factory.mktemp("coded")
-    for number in range(8):
-        label = ("cats", "dogs")[number % 2]
-        write_video(root / "videos" / "train" / label / f"{number}.mp4", 42 + 18 * number, salt=number)
-    kinds = [
-        ("webdataset", "raw"),
-        ("webdataset", "zstd"),
-        ("webdataset", "jpeg"),
-        ("zarr", "raw"),
-        ("zarr", "zstd"),
-    ]
-    for name, codec in kinds:
-        build(root / "videos", root / name / codec, recipe=Recipe(width=32, height=32, format=name, codec=codec))
-    return {(name, codec): root / name / codec for name, codec in kinds}
-
-
 def expected_frames(index: SplitIndex, sampling: Sampling, sample: int, start: int) -> np.ndarray:
     entry = index.samples[sample]
     with get_format(index.recipe.format).open(index.shards[index.shard[sample]], index.recipe) as reader:
@@ -230,10 +200,6 @@ def test_every_format_codec_and_sampling_gives_the_frames_of_the_shard(
                     assert np.array_equal(row, expected_frames(stream.index, stream.sampling, sample, start))
                     seen += 1
         assert seen == 8
-
-
-def contents(stream: ClipStream, epoch: int) -> list[tuple[list[int], Tensor]]:
-    return [(batch.samples.tolist(), batch.frames.clone()) for batch in stream.epoch(epoch)]
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
@@ -301,134 +267,6 @@ def test_balanced_draws_and_folds_come_out_of_the_stream(small_set: Path) -> Non
     assert len(train) == 12 and len(held_out) == 4
 
 
-class LateShards:
-    """Shards that arrive one by one, each only when the loader waits for it."""
-
-    def __init__(self, index: SplitIndex) -> None:
-        self.index, self.here, self.closed = index, list[int](), False
-        self.interrupted = threading.Event()
-        self.order: list[int] = []
-        self.coming = len(index.shards)
-
-    def fetch(self, order: Sequence[int]) -> None:
-        self.order = list(order)
-        self.interrupted.clear()
-
-    def interrupt(self) -> None:
-        self.interrupted.set()
-
-    def path(self, shard: int) -> Path:
-        if self.order.index(shard) >= self.coming:
-            self.interrupted.wait()
-            raise UserError(f"shard {shard} did not come")
-        while shard not in self.here:
-            self.here.append(self.order[len(self.here)])
-        return self.index.shards[shard]
-
-    def arrived(self) -> list[int]:
-        return self.here
-
-    def renew(self, _: int) -> bool:
-        return False
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def test_training_starts_before_all_shards_are_there(small_set: Path) -> None:
-    index, said = read_set(small_set).split("train"), list[str]()
-    source = LateShards(index)
-    with ClipStream(index, frames_per_clip=4, batch_size=1, shards=source, say=said.append) as stream:
-        batches = stream.epoch(0)
-        seen = next(batches).samples.tolist()
-        assert len(source.here) < len(index.shards) > 2
-        seen += [sample for batch in batches for sample in batch.samples.tolist()]
-        assert (
-            sorted(seen)
-            == list(range(len(index)))
-            == sorted(s for b in stream.epoch(1) for s in b.samples.tolist())
-        )
-    assert len(said) == 1 and "0 of 4 shards are here" in said[0]
-    assert source.closed
-
-
-def test_closing_wakes_a_loader_that_waits_for_a_shard(small_set: Path) -> None:
-    index = read_set(small_set).split("train")
-    source, before = LateShards(index), threading.active_count()
-    stream = ClipStream(index, frames_per_clip=4, batch_size=1, shards=source)
-    source.coming = 1
-    batches = stream.epoch(0)
-    seen = next(batches).samples.tolist()
-    while len(seen) < (index.shard == source.order[0]).sum():
-        seen += next(batches).samples.tolist()
-    stream.close()
-    assert threading.active_count() == before
-    assert list(batches) == []
-    assert stream.state_dict()["clips"] == len(seen)
-
-
-def test_leaving_an_epoch_waits_for_no_shard_and_the_next_one_has_all(many: Path, tmp_path: Path) -> None:
-    with (
-        serving(many) as server,
-        ClipStream.open(server.url, frames_per_clip=4, batch_size=1, cache=tmp_path) as stream,
-    ):
-        names = [path.name for path in stream.index.shards]
-        first = names[stream.index.shard[stream.clips(0).sample[0]]]
-        server.held = set(names) - {first}
-        batches = stream.epoch(0)
-        next(batches)
-        batches.close()  # type: ignore[attr-defined]
-        assert not server.release.is_set() and len(list(tmp_path.glob("*.tar"))) == 1
-        server.release.set()
-        assert sorted(s for batch in stream.epoch(0) for s in batch.samples.tolist()) == list(range(16))
-
-
-@pytest.mark.parametrize("format_name", ["webdataset", "zarr"])
-@pytest.mark.parametrize("wrong", ["flip", "cut", "gone"])
-def test_a_shard_that_went_bad_in_the_cache_is_fetched_once_more(
-    coded_sets: dict[tuple[str, str], Path], tmp_path: Path, format_name: str, wrong: str
-) -> None:
-    root = coded_sets[format_name, "raw"]
-    with (
-        serving(root) as server,
-        ClipStream.open(server.url, frames_per_clip=4, batch_size=4, cache=tmp_path, threads=2) as stream,
-    ):
-        whole = contents(stream, 1)
-    with (
-        serving(root) as server,
-        ClipStream.open(server.url, frames_per_clip=4, batch_size=4, cache=tmp_path, threads=2) as stream,
-    ):
-        files = [path for path in tmp_path.rglob("*") if path.name.endswith(".tar") or path.name == "c.0.0.0.0"]
-        spoil(max(files, key=lambda path: path.stat().st_size), wrong)
-        again = contents(stream, 1)
-        assert sum("c.0.0" in name or ".tar" in name for name in server.counts) == 1
-    for (samples, frames), (others, same) in zip(whole, again, strict=True):
-        assert samples == others and torch.equal(frames, same)
-
-
-def spoil(path: Path, wrong: str) -> None:
-    data = bytearray(path.read_bytes())
-    for place in range(2000, len(data), 3000):  # in every frame
-        data[place] ^= 1
-    path.unlink()
-    if wrong != "gone":
-        path.write_bytes(data if wrong == "flip" else data[:2000])
-
-
-def test_damage_that_a_shard_came_with_is_told_with_its_url(many: Path, tmp_path: Path) -> None:
-    with serving(many) as server:
-        index = read_set(server.url).split("train")
-        index.samples[0] = msgspec.structs.replace(index.samples[0], crc32c="00000000")
-        source = ShardCache(index, index.sidecars, tmp_path)
-        with (
-            ClipStream(index, frames_per_clip=4, batch_size=4, shards=source) as stream,
-            pytest.raises(
-                UserError, match=rf"^{server.url}/{index.sidecars[index.shard[0]].shard}: the frames of"
-            ),
-        ):
-            list(stream.epoch(0))
-
-
 def test_shards_stay_open_in_number_below_what_the_process_may_have(
     many: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,40 +278,12 @@ def test_shards_stay_open_in_number_below_what_the_process_may_have(
         assert sorted(batch.samples.tolist()) == list(range(16)) and held(many)[0] - before <= 2
 
 
-def held(root: Path) -> tuple[int, int, list[str]]:
-    """Open files, maps of the set's files, and the loader's threads, of this process."""
-    gc.collect()  # what the errors of other tests hold
-    maps = Path("/proc/self/maps").read_text().count(str(root))
-    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("clip-")]
-    return len(os.listdir("/proc/self/fd")), maps, threads
-
-
-@pytest.mark.parametrize("far_first", [True, False])
-def test_a_stop_in_the_first_epoch_goes_on_in_its_order_wherever_shards_lie_now(
-    many: Path, far_first: bool
-) -> None:
-    index = read_set(many).split("train")
-
-    def stream_from(far: bool) -> ClipStream:
-        shards = LateShards(index) if far else None
-        return ClipStream(index, frames_per_clip=4, batch_size=3, seed=5, shards=shards)
-
-    with stream_from(far_first) as stream:
-        assert stream.clips(0).sample.tolist() != stream_from(not far_first).clips(0).sample.tolist()
-        batches = stream.epoch(0)
-        seen = [next(batches).samples.tolist() for _ in range(2)]
-        state = stream.state_dict()
-    with stream_from(not far_first) as stream:
-        stream.load_state_dict(state)
-        seen += [samples for samples, _ in contents(stream, 0)]
-        assert sorted(chain.from_iterable(seen)) == list(range(len(index)))
-
-
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
+@pytest.mark.parametrize("format_name", ["webdataset", "zarr"])
 def test_fifty_epochs_hold_no_more_than_one_and_nothing_outlives_close(
-    coded_sets: dict[tuple[str, str], Path], codec: str
+    coded_sets: dict[tuple[str, str], Path], format_name: str, codec: str
 ) -> None:
-    root = coded_sets["webdataset", codec]
+    root = coded_sets[format_name, codec]
     before = held(root)
     with ClipStream.open(root, frames_per_clip=8, batch_size=4) as stream:
         contents(stream, 0)
@@ -485,10 +295,6 @@ def test_fifty_epochs_hold_no_more_than_one_and_nothing_outlives_close(
         assert held(root) == after_one
         assert resident_bytes() - resident < 8e6
     assert held(root) == before == (before[0], 0, [])
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_to_float_gives_what_a_model_wants(small_set: Path) -> None:
