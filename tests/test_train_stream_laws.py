@@ -30,14 +30,13 @@ class Reading:
 
     @property
     def bounds(self) -> list[int]:
-        names = ("batch_size", "repeats", "drop_last")
-        size, repeats, drop_last = (self.options[name] for name in names)
-        return batch_bounds(self.clips * repeats, size, repeats=repeats, drop_last=drop_last)
+        size, repeats = self.options["batch_size"], self.options["repeats"]
+        return batch_bounds(self.clips * repeats, size, repeats=repeats, drop_last=self.options["drop_last"])
 
     @property
     def most_ranks(self) -> int:
-        sizes = [stop - begin for begin, stop in pairwise(self.bounds)]
-        return -(-min([*sizes, self.options["batch_size"]]) // self.options["unit"])
+        smallest = min([stop - begin for begin, stop in pairwise(self.bounds)], default=1)
+        return int(np.ceil(smallest / self.options["unit"]))
 
 
 @st.composite
