@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -157,6 +158,25 @@ def many(small_set: Path) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def coded_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """The same 8 videos, of 7 to 28 frames, by format and codec."""
+    root = tmp_path_factory.mktemp("coded")
+    for number in range(8):
+        label = ("cats", "dogs")[number % 2]
+        write_video(root / "videos" / "train" / label / f"{number}.mp4", 42 + 18 * number, salt=number)
+    kinds = [
+        ("webdataset", "raw"),
+        ("webdataset", "zstd"),
+        ("webdataset", "jpeg"),
+        ("zarr", "raw"),
+        ("zarr", "zstd"),
+    ]
+    for name, codec in kinds:
+        build(root / "videos", root / name / codec, recipe=Recipe(width=32, height=32, format=name, codec=codec))
+    return {(name, codec): root / name / codec for name, codec in kinds}
+
+
 @pytest.fixture
 def server(many: Path) -> Iterator[FarServer]:
     """`many` behind HTTP."""
@@ -206,6 +226,31 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("a small disk cannot be mounted here")
     yield disk
     subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture(scope="module")
+def far_bucket(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarServer]:
+    """`s3://far/many`, behind a server that can go wrong."""
+    from moto.server import ThreadedMotoServer
+
+    moto = ThreadedMotoServer("127.0.0.1", port := free_port(), verbose=False)
+    moto.start()
+    kind: Any = fsspec.get_filesystem_class("s3")
+    kind.clear_instance_cache()  # fsspec keeps what it has opened, with the address of another test's server
+    config = tmp_path_factory.mktemp("aws") / "none"
+    with serving(f"http://127.0.0.1:{port}") as server, pytest.MonkeyPatch.context() as environment:
+        for name, value in {
+            "AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": str(config), "AWS_SHARED_CREDENTIALS_FILE": str(config),
+        }.items():  # fmt: skip
+            environment.setenv(name, value)
+        system = fsspec.filesystem("s3", endpoint_url=f"http://127.0.0.1:{port}")
+        system.mkdir("far")
+        system.put(f"{many}/", "far/many/", recursive=True)
+        yield server
+    kind.clear_instance_cache()
+    moto.stop()
 
 
 def set_bytes(root: Path) -> dict[str, bytes]:

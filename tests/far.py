@@ -163,7 +163,7 @@ def _proxy(upstream: str) -> type[BaseHTTPRequestHandler]:
                     status, headers, data = got.status, got.headers, got.read()
             except urllib.error.HTTPError as error:
                 status, headers, data = error.code, error.headers, error.read()
-            dropped = ("content-length", "connection", "date", "server")
+            dropped = ("content-length", "transfer-encoding", "connection", "date", "server")
             kept = {name: value for name, value in headers.items() if name.lower() not in dropped}
             if self.command == "HEAD" and not fault:
                 self.send_response(status)

@@ -1,11 +1,9 @@
 """Sets that lie elsewhere: shards arrive once, whole and right, or the reason is told."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from conftest import build, edit_sidecar
 from far import (
@@ -14,14 +12,12 @@ from far import (
     cached,
     contents,
     fetch_all,
-    free_port,
     largest,
     leftovers,
     local_frames,
     nginx,
     serving,
 )
-from moto.server import ThreadedMotoServer
 
 from pipeline import places
 from pipeline.errors import UserError
@@ -179,50 +175,27 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(server: FarServer, many: P
 # Buckets
 
 
-@pytest.fixture(scope="module")
-def bucket(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarServer]:
-    """`s3://far/many`, behind a server that can go wrong."""
-    moto = ThreadedMotoServer("127.0.0.1", port := free_port(), verbose=False)
-    moto.start()
-    kind: Any = fsspec.get_filesystem_class("s3")
-    kind.clear_instance_cache()  # fsspec keeps what it has opened, with the address of another test's server
-    config = tmp_path_factory.mktemp("aws") / "none"
-    with serving(f"http://127.0.0.1:{port}") as server, pytest.MonkeyPatch.context() as environment:
-        for name, value in {
-            "AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": str(config), "AWS_SHARED_CREDENTIALS_FILE": str(config),
-        }.items():  # fmt: skip
-            environment.setenv(name, value)
-        system = fsspec.filesystem("s3", endpoint_url=f"http://127.0.0.1:{port}")
-        system.mkdir("far")
-        system.put(f"{many}/", "far/many/", recursive=True)
-        yield server
-    kind.clear_instance_cache()
-    moto.stop()
-
-
-def test_a_bucket_has_the_frames_of_the_local_set(bucket: FarServer, many: Path, tmp_path: Path) -> None:
-    bucket.counts.clear()
+def test_a_bucket_has_the_frames_of_the_local_set(far_bucket: FarServer, many: Path, tmp_path: Path) -> None:
+    far_bucket.counts.clear()
     assert fetch_all("s3://far/many", tmp_path) == local_frames(many)
-    assert set(bucket.shards().values()) == {1}
+    assert set(far_bucket.shards().values()) == {1}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_a_bucket_is_healed(bucket: FarServer, many: Path, tmp_path: Path, fault: str) -> None:
-    bucket.faults = {largest(many): [fault]}
+def test_a_fault_of_a_bucket_is_healed(far_bucket: FarServer, many: Path, tmp_path: Path, fault: str) -> None:
+    far_bucket.faults = {largest(many): [fault]}
     assert fetch_all("s3://far/many", tmp_path) == local_frames(many)
-    assert bucket.faults[largest(many)] == []
+    assert far_bucket.faults[largest(many)] == []
 
 
 @pytest.mark.parametrize("fault", ["short", "flip"])
 def test_a_shard_that_is_wrong_in_the_bucket_is_named(
-    bucket: FarServer, many: Path, tmp_path: Path, fault: str
+    far_bucket: FarServer, many: Path, tmp_path: Path, fault: str
 ) -> None:
-    bucket.faults = {largest(many): [fault] * 99}
+    far_bucket.faults = {largest(many): [fault] * 99}
     with pytest.raises(UserError, match=f"s3://far/many/{largest(many)}: cannot be fetched"):
         fetch_all("s3://far/many", tmp_path)
-    bucket.faults = {}
+    far_bucket.faults = {}
 
 
 # Flags

@@ -15,6 +15,7 @@ from far import FarServer, contents, fetch_all, largest, leftovers, local_frames
 from pipeline.errors import UserError
 from pipeline.shards.cache import ShardCache
 from pipeline.shards.index import read_set
+from pipeline.shards.store import Store
 
 FETCH_ALL = """
 import os, sys
@@ -133,6 +134,27 @@ def test_the_least_recently_used_goes_first(many: Path, tmp_path: Path) -> None:
     limit = old.bytes + new.bytes + 10_240
     with ShardCache(found, [new], tmp_path, limit) as cache:
         assert {path.stem for path in tmp_path.glob("*.tar")} == {old.sha256, new.sha256}
+
+
+def test_idle_shards_go_where_the_disk_is_short_and_stay_where_that_would_not_do(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = read_set(many)
+    old, middle, new = sorted(
+        {item.sha256: item for item in found.sidecars}.values(), key=lambda item: item.bytes
+    )[-3:]
+    for sidecar in (old, middle):
+        with ShardCache(found, [sidecar], tmp_path) as cache:
+            cache.path(0)
+    disk = old.bytes + middle.bytes + 10_240
+    monkeypatch.setattr(Store, "_free", lambda store: disk - contents(store.root))
+    wanted = [item for item in found.sidecars if item.bytes]
+    with pytest.raises(UserError, match="have to be fetched, and its disk has"):
+        ShardCache(found, wanted, tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.tar")} == {old.sha256, middle.sha256}
+    disk = max(new.bytes + middle.bytes, disk)
+    with ShardCache(found, [new], tmp_path):
+        assert {path.stem for path in tmp_path.glob("*.tar")} == {middle.sha256}
 
 
 def test_a_limit_below_the_set_is_refused(many: Path, tmp_path: Path) -> None:

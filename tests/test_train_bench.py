@@ -1,6 +1,7 @@
 """`train bench`: three speeds, the share of waiting, and what to mend."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from click.testing import CliRunner, Result
 from conftest import assert_one_clear_line
 from far import FarServer
 
-from train.bench import Speeds
+from train.bench import Speeds, _batches
 from train.cli import main
+from train.stream import ClipStream
 
 QUICK = ["--model", "early_fusion", "--frames", "4", "--seconds", "0.2", "--precision", "fp32", "--device", "cpu"]
 
@@ -50,6 +52,13 @@ def test_the_table_ends_with_the_advice(small_set: Path) -> None:
 )
 def test_the_advice_names_what_holds_training_up(speeds: Speeds, start: str) -> None:
     assert speeds.advice.startswith(start)
+
+
+@pytest.mark.parametrize("batch_size", [9, 16])
+def test_every_batch_is_full_also_where_an_epoch_has_but_one(small_set: Path, batch_size: int) -> None:
+    with ClipStream.open(small_set, frames_per_clip=4, batch_size=batch_size) as stream:
+        assert len(stream.index) == 16
+        assert [len(batch.labels) for batch in islice(_batches(stream), 3)] == [batch_size] * 3
 
 
 def test_a_batch_larger_than_the_split_is_refused(small_set: Path) -> None:

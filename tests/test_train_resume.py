@@ -23,7 +23,7 @@ from train.compute import Compute
 from train.loop import Trainer
 from train.recipes import RECIPES
 from train.step import Stepper
-from train.stopping import Every
+from train.stopping import Every, Stopped
 
 FEW = ["--model", "few", "--precision", "fp32", "--dropout", "0.2", "--mixup", "0.4"]
 WALL_CLOCK = ("seconds", "clips_per_second", "data_wait")
@@ -106,6 +106,18 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(
     assert f"go on with: train run --model few --out {tmp_path / 'stopped'} --resume" in stopped.stderr
     assert train("run", "--model", "few", "--out", tmp_path / "stopped", "--resume").exit_code == 0
     assert ending(tmp_path / "stopped") == ending(undisturbed)
+
+
+def test_what_goes_on_with_a_run_names_its_cache(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise Stopped(signal.SIGTERM, "stopped")
+
+    monkeypatch.setattr(Trainer, "fit", stopped)
+    cache = ["--cache", tmp_path / "a cache", "--cache-size", "2GB"]
+    result = train("run", *FEW, "--shards", small_set, "--out", tmp_path / "run", *cache)
+    assert f"--resume --cache '{tmp_path}/a cache' --cache-size 2000000000\n" in result.stderr
 
 
 @pytest.mark.parametrize("family", ["early_fusion", "cnn_mamba"])

@@ -10,6 +10,7 @@ from conftest import assert_one_clear_line, edit_sidecar
 from far import FarServer
 
 from models import MODELS
+from pipeline.shards.index import read_set
 from train import checkpoint
 from train.cli import main
 from train.recipes import TrainRecipe
@@ -225,3 +226,26 @@ def test_a_set_behind_a_url_is_trained_on_and_judged_through_the_cache(server: F
     assert train("eval", tmp_path / "far", "--allow-leaks", *options).exit_code == 0
     assert max(server.shards().values()) == 1
     assert_one_clear_line(train(*run, "--cache-size", "much"), 2, "--cache-size much: not a size")
+
+
+def bytes_of(root: Path, *splits: str) -> int:
+    return sum({one.sha256: one.bytes for one in read_set(root).sidecars if one.split in splits}.values())
+
+
+def test_a_cache_without_room_for_val_is_refused_before_the_first_step(
+    server: FarServer, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stepper, "__call__", lambda *_: pytest.fail("a step was made"))
+    size = bytes_of(many, "train", "val") - 1
+    run = ["run", *QUICK, "--shards", server.url, "--out", tmp_path / "run", "--cache", tmp_path / "cache"]
+    assert_one_clear_line(train(*run, "--cache-size", size), 2, "give a larger --cache-size")
+
+
+def test_judging_a_split_needs_room_for_that_split_alone(
+    server: FarServer, many: Path, run_folder: Path, tmp_path: Path
+) -> None:
+    size = bytes_of(many, "val")
+    assert size < bytes_of(many, "train")
+    judged = ["eval", run_folder, "--shards", server.url, "--cache", tmp_path / "cache", "--cache-size", size]
+    result = train(*judged, "--allow-leaks")
+    assert result.exit_code == 0, result.output

@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.shards.cache import cache_for
 from pipeline.shards.index import ShardSet, SplitIndex
 from train.augment import augment, draw_augmentation
-from train.clips import training_clips
+from train.clips import Clips, training_clips
 from train.compute import Compute, make_model
 from train.inputs import INPUTS, make_input
 from train.optim import make_optimizer
@@ -143,12 +143,12 @@ def _measure(stream: ClipStream, step: Step, seconds: float) -> Speeds:
 
 
 def _batches(stream: ClipStream) -> Batches:
-    """Full batches of epoch after epoch, without end."""
+    """Full batches of epoch after epoch, without end: what is left of an epoch's clips makes none."""
     index: SplitIndex = stream.index
+    whole = len(index) // stream.batch_size * stream.batch_size
     for epoch in count():
-        for batch in stream.batches(training_clips(index.frames, stream.sampling, 0, epoch)):
-            if len(batch.labels) == stream.batch_size:
-                yield batch
+        clips = training_clips(index.frames, stream.sampling, 0, epoch)
+        yield from stream.batches(Clips(clips.sample[:whole], clips.start[:whole]))
 
 
 def _rate(batches: Batches, step: Step, seconds: float) -> tuple[float, float]:

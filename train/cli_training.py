@@ -174,8 +174,14 @@ def fit(
             return trainer.fit(stage if first else no_stage)
     except Stopped as stopped:
         job = "pretrain" if settings.model in PRETRAINING else f"run --model {settings.model}"
-        command = f"train {job} --out {shlex.quote(str(out))} --resume"
+        command = f"train {job} --out {shlex.quote(str(out))} --resume{_cache_flags(kept)}"
         if kept["ranks"].of > 1:
             command = f"torchrun --nproc-per-node {kept['ranks'].of} -m {command}"
         trainer.say(f"{stopped}; go on with: {command}")
         ctx.exit(128 + stopped.number)
+
+
+def _cache_flags(kept: dict[str, Any]) -> str:
+    """The flags of the cache as they were given: a run does not remember them."""
+    place = f" --cache {shlex.quote(str(kept['cache']))}" if kept["cache"] else ""
+    return place + (f" --cache-size {kept['cache_size']}" if kept["cache_size"] else "")

@@ -108,6 +108,25 @@ def balanced_weights(label: Ints) -> Floats:
     return 1.0 / counts[label]
 
 
+def checked_weights(weights: Floats | str | None, label: Ints) -> Floats | None:
+    """The weights [n] with which samples of these labels [n] are drawn; "balanced": those that make classes equal.
+
+    Raises `ValueError` for what are no weights.
+    """
+    if weights is None:
+        return None
+    if isinstance(weights, str):
+        if weights != "balanced":
+            raise ValueError(f'weights {weights!r}: must be "balanced", or an array')
+        return balanced_weights(label)
+    found = np.asarray(weights, np.float64)
+    if found.shape != label.shape:
+        raise ValueError(f"weights of shape {found.shape} for {len(label)} samples: each needs one")
+    if not np.isfinite(found).all() or (found < 0).any() or not found.any():
+        raise ValueError("weights must be finite, none of them below 0, and one above it")
+    return found
+
+
 def evaluation_clips(frames: Ints, clip: Sampling | int, clips: int) -> Clips:
     """Up to `clips` clips of every sample, evenly spaced from its first frame to its last; one: the middle.
 
@@ -142,7 +161,7 @@ def batch_bounds(
     multiples of `repeats`), so that no rank is ever left with nothing; `drop_last` leaves it out instead.
     The same bounds come out from whichever of them one begins.
     """
-    if batch_size < 1 or batch_size % repeats:
+    if batch_size < 1 or repeats < 1 or batch_size % repeats:
         raise ValueError(f"batch_size {batch_size} is not a multiple of {repeats} repeats")
     left = clips - begin
     whole = left // batch_size

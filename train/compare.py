@@ -11,7 +11,6 @@ import statistics
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import connection
@@ -25,7 +24,7 @@ import torch
 from pipeline.errors import UserError, WorkFailed
 from pipeline.places import as_place
 from pipeline.report import Stage, no_stage
-from pipeline.shards.cache import cache_for
+from pipeline.shards.cache import one_at_a_time
 from pipeline.shards.index import ShardSet, read_set
 from pipeline.summary import summarize
 from train.bootstrap import group_intervals
@@ -196,8 +195,8 @@ def _check_leaks(
         if fold is None:
             side |= dict.fromkeys(train.videos, "train")
         side |= dict.fromkeys(held_out.videos, fold or "val")
-    with cache_for(shard_set, cells[0].cache, cells[0].cache_size) or nullcontext() as elsewhere:
-        found = crossing(shard_set, side, copies(shard_set, out, stage, elsewhere))
+    local = one_at_a_time(shard_set, cells[0].cache, cells[0].cache_size)
+    found = crossing(shard_set, side, copies(shard_set, out, stage, local))
     if not allowed:
         found.refuse(f"{shard_set.folder}: what is held out shares with what is trained on")
     return {"checked": True, "allowed": allowed, **found.as_dict()}

@@ -1,6 +1,5 @@
 """A trained model on a split: several clips a video, probabilities averaged, one verdict a video."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 from pipeline.errors import UserError
 from pipeline.places import as_place
 from pipeline.report import Stage, no_stage
-from pipeline.shards.cache import ShardCache, cache_for
+from pipeline.shards.cache import Local, ShardCache, cache_for, one_at_a_time
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import summarize
 from train.checkpoint import read_run
@@ -123,10 +122,8 @@ def evaluate_run(
     trained = load_trained(run, weights, compute)
     leaks: dict[str, Any] = {"checked": False, "reason": "not asked for"}
     if check_leaks:
-        with cache_for(shard_set, cache, cache_size) or nullcontext() as elsewhere:
-            leaks = _leaks(
-                run, about, shard_set, index, split, threshold_from, stage, elsewhere, allowed=allow_leaks
-            )
+        local = one_at_a_time(shard_set, cache, cache_size)
+        leaks = _leaks(run, about, shard_set, index, split, threshold_from, stage, local, allowed=allow_leaks)
 
     def predict(chosen: SplitIndex) -> Predictions:
         source = cache_for(chosen, cache, cache_size)
@@ -195,7 +192,7 @@ def _leaks(
     split: str,
     threshold_from: str | None,
     stage: Stage,
-    cache: ShardCache | None,
+    local: Local,
     *,
     allowed: bool,
 ) -> dict[str, Any]:
@@ -209,7 +206,7 @@ def _leaks(
     learnt += [threshold_from] if threshold_from and threshold_from not in learnt else []
     side = {video: "learnt" for name in learnt for video in index_for(shard_set, about, name).videos}
     side |= dict.fromkeys(index.videos, "judged")
-    found = crossing(shard_set, side, copies(shard_set, run, stage, cache))
+    found = crossing(shard_set, side, copies(shard_set, run, stage, local))
     if not allowed:
         found.refuse(f"{shard_set.folder}: {split} shares with {', '.join(learnt)}")
     return {"checked": True, "allowed": allowed, **found.as_dict()}

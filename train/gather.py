@@ -1,6 +1,8 @@
 """Copies the frames of clips from shards into the rows of a batch: mapped ones as they are, others decoded."""
 
 import os
+import resource
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -9,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.errors import UserError
 from pipeline.shards import Frames, ShardReader, get_format
 from pipeline.shards.checks import FirstUse
 from pipeline.shards.codec import get_codec
@@ -16,7 +19,8 @@ from pipeline.shards.index import SplitIndex
 from train.clips import Ints, Sampling, clip_frames
 
 AT_A_TIME = 16  # frames that are decoded together with others that nobody wants: a chunk has no more
-OPEN_SHARDS = 400  # kept open, each with a file descriptor; a process may have 1024
+OPEN_SHARDS = 400  # kept open at most, each with a file descriptor
+SHARE = 4  # of the descriptors that a process may have, one in so many is for one stream's shards
 
 
 class _Shard(NamedTuple):
@@ -32,16 +36,26 @@ Job = tuple[Frames, _Shard, int, int]  # where a clip goes, and its shard, sampl
 class Gatherer:
     """Fills rows with clips of one split. `path` says where a shard stands on this machine.
 
+    `renew` is asked about a shard that cannot be read: whether it was damaged on this machine, and `path` brings
+    it anew. It is read once more then.
+
     `threads`: how many copy or decode clips of a batch, the caller's among them; where it is not given, all
     processors decode, and one thread copies: memory is its limit, a second one gains little and takes a core.
     """
 
     def __init__(
-        self, index: SplitIndex, sampling: Sampling, threads: int | None, path: Callable[[int], Path]
+        self,
+        index: SplitIndex,
+        sampling: Sampling,
+        threads: int | None,
+        path: Callable[[int], Path],
+        renew: Callable[[int], bool] = lambda _: False,
     ) -> None:
-        self._index, self._sampling, self._path = index, sampling, path
+        self._index, self._sampling, self._path, self._renew = index, sampling, path, renew
+        self._renewing = threading.Lock()
         self._format = get_format(index.recipe.format)
         self._shards: OrderedDict[int, _Shard] = OrderedDict()
+        self._most = max(1, min(OPEN_SHARDS, _descriptors() // SHARE))
         self._chunk = get_codec(index.recipe).chunk
         self._first_use = FirstUse(index.frames, self._chunk)
         raw = index.recipe.codec == "raw"
@@ -54,6 +68,11 @@ class Gatherer:
 
         Raises `UserError` where a shard is missing or damaged.
         """
+        for begin in range(0, len(samples), self._most):  # so many clips have no more shards than may be open
+            part = slice(begin, begin + self._most)
+            self._fill(rows[part], samples[part], starts[part])
+
+    def _fill(self, rows: Sequence[Frames], samples: Ints, starts: Ints) -> None:
         shards = map(self._shard, self._index.shard[samples].tolist())  # opened here: the threads share them
         jobs = list(zip(rows, shards, samples.tolist(), starts.tolist(), strict=False))
         left = iter(jobs)  # each thread takes the next one: a task for every clip would cost as much as copying it
@@ -64,21 +83,48 @@ class Gatherer:
             wait(others)
         for other in others:
             other.result()
-        while len(self._shards) > OPEN_SHARDS:
-            _, oldest = self._shards.popitem(last=False)
-            oldest.reader.__exit__(None, None, None)
 
     def _work(self, jobs: Iterator[Job]) -> None:
         for job in jobs:
-            self._do(*job)
+            try:
+                self._do(*job)
+            except UserError as error:
+                self._do_again(*job, error)
+
+    def _do_again(self, row: Frames, shard: _Shard, sample: int, start: int, error: UserError) -> None:
+        """From the shard that came anew, if it did. Raises the error otherwise."""
+        number = int(self._index.shard[sample])
+        with self._renewing:
+            if self._shards[number] is shard:  # else another thread has renewed it meanwhile
+                if not self._renew(number):
+                    raise self._named(number, error) from error
+                self._shards[number] = _Shard(self._open(number, again=False), {})  # others may still use the old
+        self._do(row, self._shards[number], sample, start)
 
     def _shard(self, number: int) -> _Shard:
         shard = self._shards.get(number)
         if shard is None:
-            shard = _Shard(self._format.open(self._path(number), self._index.recipe), {})
-            self._shards[number] = shard
+            while len(self._shards) >= self._most:
+                _, oldest = self._shards.popitem(last=False)
+                oldest.reader.__exit__(None, None, None)
+            shard = self._shards[number] = _Shard(self._open(number), {})
         self._shards.move_to_end(number)
         return shard
+
+    def _open(self, number: int, *, again: bool = True) -> ShardReader:
+        """Raises `UserError`; `again`: not before it was tried to renew the shard."""
+        path = self._path(number)
+        try:
+            return self._format.open(path, self._index.recipe)
+        except UserError as error:
+            if again and self._renew(number):
+                return self._open(number, again=False)
+            raise self._named(number, error) from error
+
+    def _named(self, number: int, error: UserError) -> UserError:
+        """The error with the shard's place in its set, where a copy of it was read."""
+        place = f"{self._index.folder}/{self._index.sidecars[number].shard}"
+        return type(error)(str(error).replace(str(self._path(number)), place))
 
     def _copy(self, row: Frames, shard: _Shard, sample: int, start: int) -> None:
         frames = shard.frames.get(sample)
@@ -118,3 +164,9 @@ class Gatherer:
         for shard in self._shards.values():
             shard.reader.__exit__(None, None, None)
         self._shards.clear()
+
+
+def _descriptors() -> int:
+    """How many files this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_SHARDS * SHARE if soft == resource.RLIM_INFINITY else soft

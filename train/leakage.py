@@ -2,9 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from pipeline.errors import UserError
 from pipeline.foreign import MOST_JSON, parse_json, read_text
 from pipeline.leaks import THRESHOLD, Pair, find_leaks
 from pipeline.report import Stage, no_stage
-from pipeline.shards.cache import ShardCache
+from pipeline.shards.cache import Local
 from pipeline.shards.index import ShardSet
 from pipeline.summary import summarize
 from train.checkpoint import write_json
@@ -61,11 +59,11 @@ def crossing(shard_set: ShardSet, side: Mapping[str, str], pairs: tuple[Pair, ..
 
 
 def copies(
-    shard_set: ShardSet, kept_in: Path, stage: Stage = no_stage, cache: ShardCache | None = None
+    shard_set: ShardSet, kept_in: Path, stage: Stage = no_stage, local: Local | None = None
 ) -> tuple[Pair, ...]:
     """`pipeline.leaks.find_leaks`, once for a set: kept in the folder `kept_in` under the set's digest.
 
-    `cache`: of all shards of a set that lies elsewhere.
+    `local` gives a shard's path on this machine by its name; without it the set's folder does.
     """
     file = kept_in / f"copies-{summarize(shard_set)['digest']}.json"
     if file.exists():
@@ -75,14 +73,9 @@ def copies(
                 return tuple(_pair(values) for values in kept["pairs"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: cannot be read ({error}); remove it, and it is made anew") from error
-    local = partial(_fetched, shard_set, cache) if cache else None
     pairs = find_leaks(shard_set, THRESHOLD, stage, local).pairs
     write_json(file, {"threshold": THRESHOLD, "pairs": [asdict(pair) for pair in pairs]})
     return pairs
-
-
-def _fetched(shard_set: ShardSet, cache: ShardCache, name: str) -> AbstractContextManager[Path]:
-    return nullcontext(cache.path([sidecar.shard for sidecar in shard_set.sidecars].index(name)))
 
 
 def _pair(values: dict[str, Any]) -> Pair:

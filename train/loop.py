@@ -24,7 +24,7 @@ from models.origin import Origin
 from pipeline.errors import UserError
 from pipeline.places import absolute, as_place
 from pipeline.report import Stage
-from pipeline.shards.cache import cache_for
+from pipeline.shards.cache import cache_for, room_for
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import summarize
 from train import checkpoint
@@ -69,6 +69,7 @@ class Trainer:
         self.settings, self.recipe, self.out, self.ranks = settings, settings.recipe, out, ranks
         self.say: Say = say if ranks.first else lambda _: None
         self._cache = partial(cache_for, root=cache, limit=cache_size)
+        self._room = partial(room_for, root=cache, limit=cache_size)
         self._clock = Clock(checkpoint_every)
         self.shard_set = read_set(as_place(settings.shards))
         self.compute = choose_compute(settings.device, settings.precision, ranks)
@@ -150,8 +151,17 @@ class Trainer:
     def fit(self, stage: Stage) -> dict[str, Any]:
         """Train to the last epoch; returns (and saves) the closing metrics.
 
-        Raises `Stopped` after Ctrl-C or SIGTERM, when all is saved.
+        Raises `Stopped` after Ctrl-C or SIGTERM, when all is saved; `UserError` where the cache has no room.
         """
+        indices = [index for index in (self.train_index, self.val_index) if index]
+        with self._room(indices):  # else an epoch would pass before val is found not to fit
+            self._train(stage)
+            metrics = self._close()
+        if self.ranks.first:
+            checkpoint.write_json(self.out / checkpoint.METRICS, metrics)
+        return metrics
+
+    def _train(self, stage: Stage) -> None:
         with StopSignals() as signals, self._stream(self.train_index, training=True) as stream:
             self._clock.restart()
             while self.progress.epoch < self.recipe.epochs and not self.progress.ended:
@@ -159,10 +169,6 @@ class Trainer:
                 self._end_epoch()
                 if self.ranks.any(signals.number > 0)[0]:
                     raise Stopped(signals.number, f"stopped after epoch {self.progress.epoch}")
-        metrics = self._close()
-        if self.ranks.first:
-            checkpoint.write_json(self.out / checkpoint.METRICS, metrics)
-        return metrics
 
     def _train_epoch(self, stream: ClipStream, stage: Stage, signals: StopSignals) -> None:
         """The steps of the epoch that are not made yet."""

@@ -59,15 +59,19 @@ Filled = tuple[Sent, Tensor, Buffer]  # what was sent, the samples, and the buff
 class Filler:
     """A thread that fills buffers ahead of the caller: takes them from `free`, puts them into `ready`.
 
-    What `ready` gives last is None, or the error that ended the thread.
+    What `ready` gives last is None, or the error that ended the thread. `interrupt` ends what `fill` may wait for.
     """
 
     def __init__(
-        self, fill: Callable[[Buffer, int], Filled], batches: Iterable[int], buffers: list[Buffer]
+        self,
+        fill: Callable[[Buffer, int], Filled],
+        batches: Iterable[int],
+        buffers: list[Buffer],
+        interrupt: Callable[[], None] = lambda: None,
     ) -> None:
         self.free: queue.SimpleQueue[Buffer | None] = queue.SimpleQueue()
         self.ready: queue.SimpleQueue[Filled | BaseException | None] = queue.SimpleQueue()
-        self._stopped = threading.Event()
+        self._stopped, self._interrupt = threading.Event(), interrupt
         for buffer in buffers:
             self.free.put(buffer)
         self._thread = threading.Thread(target=self._run, args=(fill, batches), name="clip-stream", daemon=True)
@@ -86,13 +90,10 @@ class Filler:
             # One who has stopped asks for nothing more: to be cut short while waiting for a shard is no error.
             self.ready.put(None if self._stopped.is_set() else error)
 
-    def ask_to_stop(self) -> None:
-        """Fill no further buffer."""
+    def stop(self) -> None:
+        """End the thread, whatever it waits for, and the iteration of whoever still asks for batches."""
         self._stopped.set()
         self.free.put(None)  # wakes a thread that waits for a buffer
-
-    def stop(self) -> None:
-        """End the thread, and the iteration of whoever still asks for batches."""
-        self.ask_to_stop()
+        self._interrupt()  # and one that waits for a shard
         self._thread.join()
         self.ready.put(None)

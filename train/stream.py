@@ -21,7 +21,7 @@ from models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.foreign import check_room
 from pipeline.shards.cache import cache_for
 from pipeline.shards.index import SplitIndex, read_set
-from train.clips import Clips, Floats, Ints, Sampling, balanced_weights, batch_bounds, rank_part, training_clips
+from train.clips import Clips, Floats, Ints, Sampling, batch_bounds, checked_weights, rank_part, training_clips
 from train.gather import Gatherer
 from train.inputs import to_clips
 from train.prefetch import Buffer, Filled, Filler
@@ -42,12 +42,20 @@ class ShardSource(Protocol):
         """Begin to fetch these shards, in this order, in the background."""
         ...
 
+    def interrupt(self) -> None:
+        """End all waiting in `path`, now and until the next `fetch`, by an error; fetching goes on."""
+        ...
+
+    def renew(self, shard: int) -> bool:
+        """Of a shard that cannot be read: whether it was damaged on this machine, and `path` brings it anew."""
+        ...
+
     def arrived(self) -> list[int]:
         """The shards that are on this machine."""
         ...
 
     def close(self) -> None:
-        """Stop fetching; whoever waits for a shard is told by an error."""
+        """Stop fetching."""
         ...
 
 
@@ -86,7 +94,8 @@ class ClipStream:
     `threads`: that fill a batch together; by default, one copies raw frames, and all processors decode others.
     `shards`: brings shards that lie elsewhere. Epoch 0 is then shuffled over a moving window of shards instead of
     all of them, so that it can start when the first are there; `say` is told so. It is closed with the stream.
-    Raises `UserError` where batches do not fit into this machine's memory.
+    Raises `ValueError` for options that make no sense, `UserError` where batches do not fit into this machine's
+    memory.
     `waited` is the time in seconds that the caller has spent waiting for batches.
     """
 
@@ -118,14 +127,18 @@ class ClipStream:
         self.drop_last, self.repeats = drop_last, repeats
         self.sampling = Sampling(frames_per_clip, sampling, stride)
         batch_bounds(0, batch_size, repeats=repeats)  # raises where they don't fit together
-        self.weights = balanced_weights(index.label) if isinstance(weights, str) else weights
+        self.weights = checked_weights(weights, index.label)
         self.waited = 0.0
-        self._epoch, self._done = 0, 0  # the next epoch, and how many of its clips are done
+        self._epoch, self._done = 0, 0  # the epoch at hand or to come, and how many of its clips are done
+        self._goes_on = False  # the next epoch begins there: a state was loaded
+        self._closed = False
         self._source, self._say = shards, say
+        self._windowed = shards is not None  # the order of epoch 0, or of the one that a loaded state began
         self._filler: Filler | None = None
         path = shards.path if shards else index.shards.__getitem__
         shape = self._shape(-(-batch_size // (unit * ranks)) * unit)
-        self._gatherer = Gatherer(index, self.sampling, threads, path)
+        renew = shards.renew if shards else lambda _: False
+        self._gatherer = Gatherer(index, self.sampling, threads, path, renew)
         self._buffers = [Buffer(shape, self.device) for _ in range(BUFFERS)]
 
     def _shape(self, clips: int) -> tuple[int, int, int, int, int]:
@@ -158,11 +171,9 @@ class ClipStream:
 
     def clips(self, epoch: int) -> Clips:
         """The clips of a training epoch, of all ranks, in order."""
-        index = self.index
-        windowed = self._source is not None and epoch == 0
         return training_clips(
-            index.frames, self.sampling, self.seed, epoch, weights=self.weights, repeats=self.repeats,
-            arrival=self._arrival() if windowed else None, window=self._window,
+            self.index.frames, self.sampling, self.seed, epoch, weights=self.weights, repeats=self.repeats,
+            arrival=self._arrival() if self._windowed and epoch == 0 else None, window=self._window,
         )  # fmt: skip
 
     @property
@@ -176,21 +187,25 @@ class ClipStream:
         return np.asarray(places[self.index.shard], np.int64)
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of training epoch `number`; after `load_state_dict`, what is left of it.
+        """The batches of training epoch `number`; the first time after `load_state_dict`, what is left of it.
 
         Raises `ValueError` where a batch has fewer clips than there are ranks, `UserError` where a shard is
-        missing or damaged.
+        missing or damaged, `RuntimeError` where the stream is closed or in the middle of an epoch.
         """
+        self._check_free()
         clips = self.clips(number)
-        begin = self._done if number == self._epoch else 0
+        begin = self._done if self._goes_on and number == self._epoch else 0
         bounds = batch_bounds(len(clips), self.batch_size, begin, repeats=self.repeats, drop_last=self.drop_last)
         self._epoch, self._done = number, begin
         if self._source is not None and number == 0:
             here, of = len(self._source.arrived()), len(self.index.shards)
-            over = f"clips are shuffled over a window of {self._window} while the others arrive"
-            self._say(f"first epoch: {here} of {of} shards are here; {over}")
+            over = (
+                f"a window of {self._window} while the others arrive" if self._windowed else "all, as they began"
+            )
+            self._say(f"first epoch: {here} of {of} shards are here; clips are shuffled over {over}")
         for batch, stop in zip(self._iterate(clips, bounds), bounds[1:], strict=False):
-            self._done = stop  # before it is given: a state saved in the loop's body comes after this batch
+            # Before it is given: a state saved in the loop's body comes after this batch.
+            self._done, self._goes_on = stop, False
             yield batch
         if self._done == bounds[-1]:  # not where the stream was closed in the middle
             self._epoch, self._done = number + 1, 0
@@ -198,26 +213,38 @@ class ClipStream:
     def batches(self, clips: Clips, first: int = 0) -> Iterator[Batch]:
         """This rank's part of the clips in order, `batch_size` at a time for all ranks, from batch `first` on.
 
-        One epoch at a time: the buffers are shared. Raises `UserError` where a shard is missing or damaged.
+        One epoch at a time: the buffers are shared. Raises as `epoch` does.
         """
         return self._iterate(clips, batch_bounds(len(clips), self.batch_size)[first:])
 
     def state_dict(self) -> dict[str, int]:
-        """Where the stream is: the epoch, and how many of its clips all ranks together have been given."""
-        return {"seed": self.seed, "epoch": self._epoch, "clips": self._done}
+        """Where the stream is: the epoch, and how many of its clips all ranks together have been given.
+
+        `windowed`: whether epoch 0 is shuffled over a window of shards.
+        """
+        return {"seed": self.seed, "epoch": self._epoch, "clips": self._done, "windowed": self._windowed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at the very next batch; the number of ranks may be another one.
+        """Let the next epoch go on at the very next batch; the number of ranks may be another one, and shards may
+        lie elsewhere now, or not any more.
 
         Raises `ValueError` for what is no state of this stream.
         """
-        if not 0 <= state["clips"] <= len(self.index) * self.repeats:
-            raise ValueError(f"no state of this stream: {state['clips']} clips of {len(self.index)} samples")
-        self.seed, self._epoch, self._done = state["seed"], state["epoch"], state["clips"]
+        seed, epoch, done = place = [state.get(name, -1) for name in ("seed", "epoch", "clips")]
+        clips = len(self.index) * self.repeats
+        if not all(isinstance(value, int) and value >= 0 for value in place) or done > clips:
+            raise ValueError(f"no state of this stream, whose epochs have {clips} clips: {state}")
+        self.seed, self._epoch, self._done, self._goes_on = seed, epoch, done, True
+        self._windowed = bool(state.get("windowed", self._windowed))  # states of older releases do not say
 
-    def _iterate(self, clips: Clips, bounds: list[int]) -> Iterator[Batch]:
+    def _check_free(self) -> None:
+        if self._closed:
+            raise RuntimeError("this stream is closed; open another one")
         if self._filler is not None:
             raise RuntimeError("this stream is in the middle of an epoch; close that iterator first")
+
+    def _iterate(self, clips: Clips, bounds: list[int]) -> Iterator[Batch]:
+        self._check_free()
         parts = [rank_part(begin, stop, self.rank, self.ranks, self.unit) for begin, stop in pairwise(bounds)]
         if any(-(-(stop - begin) // self.unit) < self.ranks for begin, stop in pairwise(bounds)):
             raise ValueError(f"the last batches have fewer clips than {self.ranks} ranks; use drop_last")
@@ -230,7 +257,8 @@ class ClipStream:
             labels = torch.from_numpy(self.index.label[samples])
             return buffer.send(labels), torch.from_numpy(samples), buffer
 
-        filler = self._filler = Filler(fill, range(len(parts)), self._buffers)
+        interrupt = self._source.interrupt if self._source else lambda: None
+        filler = self._filler = Filler(fill, range(len(parts)), self._buffers, interrupt)
         try:
             for (begin, stop), part in zip(pairwise(bounds), parts, strict=True):
                 if (got := self._next(filler)) is None:
@@ -260,13 +288,12 @@ class ClipStream:
 
     def close(self) -> None:
         """Stop all threads, let go of all shards and buffers. An iterator that is still held ends."""
-        if self._filler is not None:
-            self._filler.ask_to_stop()
-        if self._source is not None:  # first, as the thread may be waiting for a shard
-            self._source.close()
+        self._closed = True
         if self._filler is not None:
             self._filler.stop()
             self._filler = None
+        if self._source is not None:
+            self._source.close()
         self._gatherer.close()
         self._buffers = []
 

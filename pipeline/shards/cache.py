@@ -5,12 +5,13 @@ that does not arrive as its sidecar says is fetched again (fetch.py), and in the
 the reason: what `path` gives has the right bytes.
 """
 
+import errno
 import os
 import re
 import threading
 from collections import deque
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,10 +19,12 @@ from typing import Self
 from pipeline.errors import UserError
 from pipeline.places import is_url
 from pipeline.shards.fetch import Fetcher, GaveUp
+from pipeline.shards.folder import Folder, measure
 from pipeline.shards.index import ShardSet, SplitIndex
 from pipeline.shards.sidecar import Sidecar
 from pipeline.shards.store import Store
 
+Local = Callable[[str], AbstractContextManager[Path]]  # a shard's name -> its path on this machine
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -51,6 +54,42 @@ def cache_for(
     return ShardCache(index, index.sidecars, root or default_cache(), limit)
 
 
+@contextmanager
+def room_for(
+    indices: Sequence[ShardSet | SplitIndex], root: Path | None = None, limit: int | None = None
+) -> Iterator[None]:
+    """Keep room for the shards of all of these together until the end, while caches of each come and go.
+
+    `root`, `limit`: as in `cache_for`. Raises `UserError` where they do not fit.
+    """
+    elsewhere = [index for index in indices if root or is_url(str(index.folder))]
+    wanted = {cached_name(index.folder, item): item.bytes for index in elsewhere for item in index.sidecars}
+    with Store(root or default_cache(), limit).claim(wanted) if wanted else nullcontext():
+        yield
+
+
+def one_at_a_time(shard_set: ShardSet, root: Path | None = None, limit: int | None = None) -> Local:
+    """What gives a shard's path on this machine by its name, for work that reads each once: none but that one has
+    to fit, and those that are in the cache are found there. `root`, `limit`: as in `cache_for`."""
+    if root is None and not is_url(str(shard_set.folder)):
+        return shard_set.folder.local
+    sidecars = {sidecar.shard: sidecar for sidecar in shard_set.sidecars}
+
+    @contextmanager
+    def local(name: str) -> Iterator[Path]:
+        with ShardCache(shard_set, [sidecars[name]], root or default_cache(), limit, threads=1) as cache:
+            yield cache.path(0)
+
+    return local
+
+
+def cached_name(folder: Folder, sidecar: Sidecar) -> str:
+    """The shard's name in a cache. Raises `UserError`."""
+    if not re.fullmatch("[0-9a-f]{64}", sidecar.sha256):  # it becomes the name of a file here
+        raise UserError(f"{folder}/{sidecar.shard}: its sidecar's sha256 {sidecar.sha256!r} is none")
+    return sidecar.sha256 + Path(sidecar.shard).suffix
+
+
 class ShardCache:
     """The shards of `sidecars`, numbered as there, in the folder `root` of at most `limit` bytes.
 
@@ -74,35 +113,36 @@ class ShardCache:
         self._paths: dict[int, Path] = {}  # in the order of their arrival
         self._errors: dict[int, Exception] = {}
         self._busy: set[int] = set()
-        self._stopped = threading.Event()
+        self._stopped, self._interrupted = threading.Event(), False
         self._changed = threading.Condition()
         self._count, self._threads = threads, list[threading.Thread]()
         with ExitStack() as claim:
-            claim.enter_context(self._store.claim({self._name(item): item.bytes for item in sidecars}))
-            for shard, sidecar in enumerate(sidecars):
-                if found := self._store.find(self._name(sidecar), sidecar.bytes):
+            names = [cached_name(self._folder, sidecar) for sidecar in sidecars]
+            claim.enter_context(
+                self._store.claim({name: item.bytes for name, item in zip(names, sidecars, strict=True)})
+            )
+            for shard, (name, sidecar) in enumerate(zip(names, sidecars, strict=True)):
+                if found := self._store.find(name, sidecar.bytes):
                     self._paths[shard] = found
             self._claim = claim.pop_all()
-
-    def _name(self, sidecar: Sidecar) -> str:
-        if not re.fullmatch("[0-9a-f]{64}", sidecar.sha256):  # it becomes the name of a file here
-            raise UserError(f"{self._folder}/{sidecar.shard}: its sidecar's sha256 {sidecar.sha256!r} is none")
-        return sidecar.sha256 + Path(sidecar.shard).suffix
 
     def fetch(self, order: Sequence[int]) -> None:
         """Begin to fetch these shards in this order, after those that were asked for before. Returns at once."""
         with self._changed:
+            self._interrupted = False
             self._queue.extend(shard for shard in order if shard not in self._paths)
             self._start()
 
     def path(self, shard: int) -> Path:
         """Where the shard is on this machine, whole and checked; waits for it, as the next one in turn.
 
-        Raises `UserError` where it cannot be had; asking again tries again.
+        Raises `UserError` where it cannot be had; asking again tries again. Raises `GaveUp` after `interrupt`.
         """
         asked = False
         with self._changed:
             while shard not in self._paths:
+                if self._interrupted:
+                    raise GaveUp
                 if error := self._errors.pop(shard, None):
                     raise error
                 if shard not in self._busy and not (asked and shard in self._queue):
@@ -111,6 +151,29 @@ class ShardCache:
                     self._start()
                 self._sleep()
             return self._paths[shard]
+
+    def renew(self, shard: int) -> bool:
+        """Of a shard that cannot be read: whether it is gone, or has other bytes than it came with.
+
+        Then what is left of it is removed, and `path` fetches it again. Raises `UserError`.
+        """
+        sidecar, path = self._sidecars[shard], self._paths[shard]
+        try:
+            whole = measure(path) == (sidecar.bytes, sidecar.sha256)
+        except OSError as error:  # it is gone, or the disk fails; but not where no file can be opened
+            whole = error.errno in (errno.EMFILE, errno.ENFILE)
+        if whole:
+            return False
+        self._store.remove(path.name)
+        with self._changed:
+            self._paths.pop(shard, None)
+        return True
+
+    def interrupt(self) -> None:
+        """End all waiting in `path`, now and until the next `fetch`; what was asked for goes on coming."""
+        with self._changed:
+            self._interrupted = True
+            self._changed.notify_all()
 
     def arrived(self) -> list[int]:
         """The shards that are here, in the order in which they came."""
@@ -178,7 +241,7 @@ class ShardCache:
 
     def _bring(self, sidecar: Sidecar) -> Path:
         """The shard in the cache: there already, made by another process meanwhile, or fetched now."""
-        name, size = self._name(sidecar), sidecar.bytes
+        name, size = cached_name(self._folder, sidecar), sidecar.bytes
         if found := self._store.find(name, size):
             return found
         with self._store.told(), self._store.turn(name, self._fetcher.wait) as part:

@@ -74,6 +74,11 @@ class Store:
                 return path
         return None
 
+    def remove(self, name: str) -> None:
+        """Remove a shard that lost its bytes."""
+        with self.told():
+            _remove(self.root / name)
+
     @contextmanager
     def turn(self, name: str, wait: Callable[[float], bool]) -> Iterator[Path]:
         """Be the only one on this machine who makes the shard; yields where. `put` it, or it is removed.
@@ -105,7 +110,8 @@ class Store:
         return part.rename(place)
 
     def _make_room(self, wanted: dict[str, int], others: dict[str, int]) -> None:
-        """Remove what nobody claims: all that is half made, and whole shards until the rest fits."""
+        """Remove what nobody claims: all that is half made, and whole shards until the rest fits, below the limit
+        and on the disk."""
         claimed, idle = others | wanted, []
         for entry in os.scandir(self.root):
             match = OURS.fullmatch(entry.name)
@@ -116,20 +122,26 @@ class Store:
             else:
                 size = sum(file.stat().st_size for file in shard_files(Path(entry.path)))
                 idle.append((entry.stat().st_mtime_ns, entry.name, size))
+        over = 0
         if self.limit is not None:
             self._check_limit(self.limit, sum(wanted.values()), sum(claimed.values()))
             over = sum(claimed.values()) + sum(size for *_, size in idle) - self.limit
-            for _, name, size in sorted(idle):
-                if over > 0:
-                    _remove(self.root / name)
-                    over -= size
-        self._check_disk(wanted)
+        missing = sum(size for name, size in wanted.items() if not (self.root / name).exists())
+        self._check_disk(missing, sum(size for *_, size in idle))
+        for _, name, size in sorted(idle):
+            if over > 0 or missing > self._free():
+                _remove(self.root / name)
+                over -= size
+        self._check_disk(missing, 0)  # a shard that somebody still has open takes its room
         self._touch(wanted)
 
-    def _check_disk(self, wanted: dict[str, int]) -> None:
-        missing = sum(size for name, size in wanted.items() if not (self.root / name).exists())
-        free = shutil.disk_usage(self.root).free
-        if missing > free:
+    def _free(self) -> int:
+        """Bytes that are left on the disk."""
+        return shutil.disk_usage(self.root).free
+
+    def _check_disk(self, missing: int, idle: int) -> None:
+        """`idle`: bytes that can be removed. Raises `UserError` where what is `missing` does not fit."""
+        if missing > (free := self._free()) + idle:
             raise UserError(
                 f"{self.root}: {human_bytes(missing)} have to be fetched, and its disk has "
                 f"{human_bytes(free)} left; give another --cache, or stream without a cache"

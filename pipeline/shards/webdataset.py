@@ -5,6 +5,7 @@ is written here rather than by `webdataset.TarWriter` because importing that pac
 offsets are needed, and because the same samples must give the same bytes.
 """
 
+import errno
 import itertools
 import json
 import mmap
@@ -276,4 +277,11 @@ def map_file(path: Path) -> mmap.mmap:
         with open_plain(path) as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); build the set again") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError | ValueError) -> UserError:
+    """What a user is told of a file that cannot be read."""
+    full = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+    way_out = "allow more open files (ulimit -n)" if full else "build the set again"
+    return UserError(f"{path}: cannot be read ({error}); {way_out}")

@@ -25,7 +25,7 @@ from pipeline.shards import Frames, Mark, ShardReader, ShardWriter
 from pipeline.shards.codec import Raw, decode_part, get_codec
 from pipeline.shards.description import Description, decode
 from pipeline.shards.sidecar import Count, Place, Sample, crc32c
-from pipeline.shards.webdataset import map_file
+from pipeline.shards.webdataset import map_file, unreadable
 
 GROUP = "frames.zarr"
 META = "zarr.json"
@@ -297,7 +297,7 @@ def _described(path: Path, kind: type[_Arrays[KindT]]) -> list[KindT]:
         with open_plain(path) as file:
             found: _Arrays[KindT] = decode(limited(file.read(MOST_TEXT + 1), path.name), kind)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); build the set again") from error
+        raise unreadable(path, error) from error
     return found.attributes.samples
 
 
