@@ -1,7 +1,7 @@
 """A trained model on a split: several clips a video, probabilities averaged, one verdict a video."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from train.clips import Clips, Ints, evaluation_clips
 from train.compute import Compute
 from train.folds import train_and_val
 from train.inputs import make_input, to_clips
-from train.leakage import copies, crossing
+from train.leakage import crossing
+from train.learnt import Learnt, OpenCache
 from train.metrics import fit_threshold, score
 from train.ranks import Ranks
 from train.stream import ClipStream
@@ -108,6 +109,7 @@ def evaluate_run(
     labels. Of a run with `--fold`, `val` is its fold, and `train` the others.
 
     `threshold_from`: the split on which the threshold between two classes is fitted, never the judged one.
+    `chose_epoch` of the metrics says that judged videos had a say in which epoch has the `best` weights.
     Raises `UserError`; so where the judged videos, or copies of them, were learnt, but for `allow_leaks`.
     """
     about = read_run(run)
@@ -121,12 +123,12 @@ def evaluate_run(
     if fitted_on and len(about["labels"]) != 2:
         raise UserError(f"--threshold-from: there are {len(about['labels'])} classes; a threshold divides two")
     trained = load_trained(run, weights, compute)
-    leaks: dict[str, Any] = {"checked": False, "reason": "not asked for"}
-    if check_leaks:
-        with cache_for(shard_set, cache, cache_size) or nullcontext() as elsewhere:
-            leaks = _leaks(
-                run, about, shard_set, index, split, threshold_from, stage, elsewhere, allowed=allow_leaks
-            )
+    learnt, leaks = _learnt(about, shard_set)
+    if check_leaks and learnt:
+        open_cache = partial(cache_for, root=cache, limit=cache_size)
+        leaks = _leaks(
+            run, learnt, index, split, fitted_on, threshold_from, stage, open_cache, allowed=allow_leaks
+        )
 
     def predict(chosen: SplitIndex) -> Predictions:
         source = cache_for(chosen, cache, cache_size)
@@ -146,6 +148,7 @@ def evaluate_run(
         "threshold": threshold,
         "threshold_from": threshold_from,
         "leaks": leaks,
+        "chose_epoch": weights == "best" and learnt is not None and learnt.chose_by(index),
         **score(found.probabilities, found.labels, about["labels"], groups=groups, threshold=threshold),
     }
     return Evaluation(metrics, index, found)
@@ -187,32 +190,42 @@ def _threshold(found: Predictions, split: str | None) -> float:
         raise UserError(f"--threshold-from {split}: {error}") from error
 
 
+def _learnt(about: dict[str, Any], shard_set: ShardSet) -> tuple[Learnt | None, dict[str, Any]]:
+    """What the run has learnt from, if that is known; and what to say of leaks as long as nobody looked."""
+    try:
+        return Learnt.of(about, shard_set), {"checked": False, "reason": "not asked for"}
+    except UserError as error:
+        return None, {"checked": False, "reason": f"what was trained on cannot be compared: {error}"}
+
+
 def _leaks(
     run: Path,
-    about: dict[str, Any],
-    shard_set: ShardSet,
+    learnt: Learnt,
     index: SplitIndex,
     split: str,
+    fitted_on: SplitIndex | None,
     threshold_from: str | None,
     stage: Stage,
-    cache: ShardCache | None,
+    open_cache: OpenCache,
     *,
     allowed: bool,
 ) -> dict[str, Any]:
-    """What of the judged videos was learnt. Learnt is what the run trained on, what chose its best epoch, and what
-    the threshold is fitted on. Raises `UserError` where there is such a thing and it is not `allowed`."""
-    if split == "train":
+    """What of the judged videos was learnt. Learnt is what the run trained on, what chose its best epoch (but
+    where that is judged), and what the threshold is fitted on. Raises `UserError` where there is such a thing and
+    it is not `allowed`."""
+    if split == "train" and learnt.same:
         return {"checked": False, "reason": "these videos were trained on: no score"}
-    if summarize(shard_set)["digest"] != about["shards_digest"]:
-        return {"checked": False, "reason": "not the set that was trained on, or it has changed since"}
-    learnt = ["train", *(["val"] if split != "val" and "val" in shard_set.splits else [])]
-    learnt += [threshold_from] if threshold_from and threshold_from not in learnt else []
-    side = {video: "learnt" for name in learnt for video in index_for(shard_set, about, name).videos}
+    names = ["train"] if split == "val" else ["train", "val"]
+    parts = {name: part for name in names if (part := learnt.split(name)) is not None}
+    side = {learnt.name(video): "learnt" for part in parts.values() for video in part.videos}
+    side |= dict.fromkeys(fitted_on.videos if fitted_on else [], "learnt")
     side |= dict.fromkeys(index.videos, "judged")
-    found = crossing(shard_set, side, copies(shard_set, run, stage, cache))
+    found = crossing(learnt.judged, side, learnt.pairs(run, stage, open_cache))
     if not allowed:
-        found.refuse(f"{shard_set.folder}: {split} shares with {', '.join(learnt)}")
-    return {"checked": True, "allowed": allowed, **found.as_dict()}
+        where = "" if learnt.same else f" of {learnt.shard_set.folder}"
+        where += f", or {threshold_from}" if threshold_from not in (None, *parts) else ""
+        found.refuse(f"{learnt.judged.folder}: {split} shares with {', '.join(parts)}{where}")
+    return {"checked": True, "allowed": allowed, "changed": learnt.changed, **found.as_dict()}
 
 
 def index_for(shard_set: ShardSet, about: dict[str, Any], split: str) -> SplitIndex:

@@ -1,7 +1,7 @@
 """Whether a score can be called one: groups and copies that are both in what was learnt and in what is judged."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -68,6 +68,11 @@ def copies(
     `cache`: of all shards of a set that lies elsewhere.
     """
     file = kept_in / f"copies-{summarize(shard_set)['digest']}.json"
+    return kept_pairs(file, lambda: find_leaks(shard_set, THRESHOLD, stage, local_shards(shard_set, cache)).pairs)
+
+
+def kept_pairs(file: Path, find: Callable[[], tuple[Pair, ...]]) -> tuple[Pair, ...]:
+    """What `find` gives, found once and kept in the file. Raises `UserError`."""
     if file.exists():
         try:
             kept = parse_json(read_text(file, MOST_JSON))
@@ -75,10 +80,14 @@ def copies(
                 return tuple(_pair(values) for values in kept["pairs"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: cannot be read ({error}); remove it, and it is made anew") from error
-    local = partial(_fetched, shard_set, cache) if cache else None
-    pairs = find_leaks(shard_set, THRESHOLD, stage, local).pairs
+    pairs = find()
     write_json(file, {"threshold": THRESHOLD, "pairs": [asdict(pair) for pair in pairs]})
     return pairs
+
+
+def local_shards(shard_set: ShardSet, cache: ShardCache | None) -> Callable[[str], AbstractContextManager[Path]]:
+    """Where a shard of the set stands on this machine, by its name; `cache`: of all of them, where it has one."""
+    return partial(_fetched, shard_set, cache) if cache else shard_set.folder.local
 
 
 def _fetched(shard_set: ShardSet, cache: ShardCache, name: str) -> AbstractContextManager[Path]:

@@ -106,7 +106,7 @@ def fill_boxes(clips: Tensor, box: Ints) -> None:
 
 
 def mix_pairs(clips: Tensor, weight: Floats, box: Ints, on: Ints) -> None:
-    """Mix each clip with the one that stands `on` [B] places on, in place; both have the same `weight` [B] and `box`.
+    """Mix each clip with the one `on` [B] places on, in place; both have the same `weight` [B] and `box`.
 
     Where the box is empty: weight · own + (1 - weight) · other (mixup). Else the box of the other (CutMix).
     """
