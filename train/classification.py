@@ -48,7 +48,7 @@ class Classification(Objective):
 
     def splits(self) -> tuple[SplitIndex, SplitIndex | None]:
         """Train and val, or what the fold makes of them."""
-        return train_and_val(self.shard_set, self.settings.fold)
+        return train_and_val(self.shard_set, self.settings.fold, self.settings.leave_out)
 
     def build(self) -> Family:
         """The family, for the set's labels and the size of its frames."""

@@ -15,7 +15,7 @@ from pipeline.places import as_place
 from pipeline.report import Stage, no_stage
 from pipeline.shards.cache import ShardCache, cache_for
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
-from pipeline.summary import summarize
+from pipeline.summary import digest
 from train.checkpoint import read_run
 from train.clips import Clips, Ints, evaluation_clips
 from train.compute import Compute
@@ -242,12 +242,13 @@ def index_for(shard_set: ShardSet, about: dict[str, Any], split: str) -> SplitIn
             f"frames of {about['fingerprint']}; build the set with the same --fps, --size and --fit"
         )
     fold = about["settings"].get("fold")
-    if fold is None or split not in ("train", "val"):
+    changed = digest(shard_set) != about["shards_digest"]
+    if split not in ("train", "val") or (fold is None and (changed or split == "val")):
         return shard_set.split(split)
-    if summarize(shard_set)["digest"] != about["shards_digest"]:
+    if changed:
         raise UserError(
             f"{shard_set.folder}: is not the set that the run was trained on, so {split} of its fold {fold} is "
             "unknown there; name another split"
         )
-    train, val = train_and_val(shard_set, fold)
+    train, val = train_and_val(shard_set, fold, about["settings"].get("leave_out") or ())
     return val if split == "val" and val is not None else train

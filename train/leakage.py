@@ -1,7 +1,7 @@
 """Whether a score can be called one: groups and copies that are both in what was learnt and in what is judged."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.foreign import MOST_JSON, parse_json, read_text
-from pipeline.leaks import THRESHOLD, Pair, find_leaks
+from pipeline.leaks import THRESHOLD, Pair, find_leaks, joined_groups
 from pipeline.report import Stage, no_stage
 from pipeline.shards.cache import ShardCache
 from pipeline.shards.index import ShardSet
@@ -58,6 +58,20 @@ def crossing(shard_set: ShardSet, side: Mapping[str, str], pairs: tuple[Pair, ..
     groups = sorted(group for group, sides in sides_of.items() if len(sides) > 1)
     both = [pair for pair in pairs if pair.a in side and pair.b in side and side[pair.a] != side[pair.b]]
     return Crossing(tuple(groups), tuple(both))
+
+
+def copies_of(held_out: Iterable[str], train: Iterable[str], pairs: Sequence[Pair]) -> list[str]:
+    """Those videos of `train` that are copies of a video that is held out, sorted.
+
+    Not all exact copies are pairs, so they count as one video; what is merely near to a near copy is none.
+    """
+    held_out, train = set(held_out), set(train)
+    itself = {video: video for video in held_out | train} | {v: v for pair in pairs for v in (pair.a, pair.b)}
+    one = joined_groups(itself, (pair for pair in pairs if pair.kind == "exact"))
+    bad = {one[video] for video in held_out}
+    near = [{one[pair.a], one[pair.b]} for pair in pairs]
+    bad = bad.union(*(both for both in near if both & bad))
+    return sorted(video for video in train if one[video] in bad)
 
 
 def copies(

@@ -13,7 +13,7 @@ from pipeline.report import Stage
 from pipeline.shards.cache import ShardCache
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import digest
-from train.folds import train_and_val
+from train.folds import train_and_val, without
 from train.leakage import copies, kept_pairs, local_shards
 
 OpenCache = Callable[[ShardSet], ShardCache | None]
@@ -30,6 +30,7 @@ class Learnt:
     shard_set: ShardSet
     judged: ShardSet
     fold: str | None
+    leave_out: tuple[str, ...]
     same: bool
     changed: bool
 
@@ -42,14 +43,17 @@ class Learnt:
         if own.recipe.fingerprint != about["fingerprint"]:
             raise UserError(f"{own.folder}: is of another recipe by now")
         changed = digest(own) != about["shards_digest"]
-        return cls(own, judged, about["settings"].get("fold"), same, changed)
+        leave_out = tuple(about["settings"].get("leave_out") or ())
+        return cls(own, judged, about["settings"].get("fold"), leave_out, same, changed)
 
     def split(self, name: str) -> SplitIndex | None:
         """What the run had as `train` or `val`, if it had that. A fold of a set that has changed is not known any
         more: as all folds together are both splits, these are it."""
-        if self.fold is not None and not self.changed:
-            return dict(zip(("train", "val"), train_and_val(self.shard_set, self.fold), strict=True))[name]
-        return self.shard_set.split(name) if name in self.shard_set.splits else None
+        if self.changed:
+            there = name in self.shard_set.splits
+            return without(self.shard_set.split(name), self.leave_out) if there else None
+        train, val = train_and_val(self.shard_set, self.fold, self.leave_out)
+        return train if name == "train" else val
 
     def name(self, video: str) -> str:
         """What a video is called in `pairs`: not as one of the judged set, which is another video."""

@@ -46,7 +46,7 @@ class MaskedPretraining(Objective):
 
     def splits(self) -> tuple[SplitIndex, SplitIndex | None]:
         """Train and val, or what the fold makes of them."""
-        return train_and_val(self.shard_set, self.settings.fold)
+        return train_and_val(self.shard_set, self.settings.fold, self.settings.leave_out)
 
     def build(self) -> Family:
         """The network, for the size of the set's frames."""
