@@ -79,7 +79,7 @@ def draw_augmentation(
     sigma = np.where(chance(settings.blur), rng.uniform(*BLUR_SIGMA, batch), 0.0)
     erase = _boxes(rng.uniform(*ERASED_SHARE, batch), ERASED_RATIO, size, rng)
     erase[~chance(settings.erase)] = 0
-    other = _partners(batch, repeats)
+    other = _partners(batch, repeats) if settings.mixes else np.zeros(batch, np.int64)
     weight, paste = _draw_mixing(settings, other, size, rng)
     return Draws(flip, crop, matrix, brightness * (1 - contrast), sigma, erase, weight, paste, other)
 
@@ -110,7 +110,7 @@ def _draw_mixing(
     first = np.flatnonzero(other > 0)
     pairs = len(first)
     weight, paste = np.ones(len(other)), np.zeros((len(other), 4), np.int64)
-    if not settings.mixes or not pairs:
+    if not pairs:
         return weight, paste
     cut = rng.random(pairs) < settings.cut_share
     blend = rng.beta(settings.mixup, settings.mixup, pairs) if settings.mixup else np.ones(pairs)
