@@ -96,7 +96,7 @@ class MaskedPretraining(Objective):
     def validate(self, model: nn.Module, stream: ClipStream) -> dict[str, float]:
         """The loss of one clip a video, each time behind the same masks."""
         model.eval()
-        clips = evaluation_clips(stream.index.frames, self.recipe.frames, 1)
+        clips = evaluation_clips(stream.index.frames, stream.sampling, 1)
         own, fresh = spread(len(clips), self.compute.ranks)
         total, done = 0.0, 0
         with torch.inference_mode(), self.compute.autocast():
