@@ -244,6 +244,17 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
     assert (tmp_path / "tiny-fold1of2-seed0" / "verdicts.json").exists()
 
 
+def test_a_model_that_diverges_fails_alone(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.MODELS, "wild", "watched_train:Few")
+    monkeypatch.setitem(RECIPES, "wild", TrainRecipe(epochs=1, frames=4, batch_size=16, lr=1e38, warmup=0))
+    result = compare(small_set, tmp_path, "--models", "wild,tiny", "--out", tmp_path / "cmp")
+    message = "1 runs failed, the first: wild-seed0: epoch 1: the model has diverged"
+    assert_one_clear_line(result, 1, message)
+    assert (tmp_path / "cmp" / "tiny-seed0" / "verdicts.json").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

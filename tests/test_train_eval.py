@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import assert_one_clear_line, build, edit_sidecar, write_video
+from far import FarServer
 from msgspec import structs
 from sklearn.metrics import roc_auc_score
 
@@ -120,6 +121,13 @@ def test_curves_and_mistakes_are_pictures(run_folder: Path, tmp_path: Path) -> N
     assert sheet is not None and sheet.shape[1] == 8 * 48 and sheet.shape[0] % (24 + 48) in (0, 24)
     again = train("eval", run_folder, "--curves", curves)
     assert_one_clear_line(again, 2, "exists; give another name, or --overwrite")
+
+
+def test_mistakes_on_a_set_behind_a_url_are_drawn(still_run: Path, server: FarServer, tmp_path: Path) -> None:
+    flags = ["--shards", server.url, "--cache", tmp_path / "cache", "--mistakes", tmp_path / "a.png"]
+    result = train("eval", still_run, *flags, "--allow-leaks")
+    assert result.exit_code == 0, result.output
+    assert cv2.imread(str(tmp_path / "a.png")) is not None and list((tmp_path / "cache").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import assert_one_clear_line
+from far import FarServer
 from torch import nn
 
 from models import MODELS, build_model
@@ -19,7 +20,7 @@ from train.cli import main
 from train.clips import Sampling
 from train.compute import Compute
 from train.inputs import INPUTS, make_input, to_clips
-from train.trained import Trained
+from train.trained import Trained, load_trained
 
 CPU = Compute(torch.device("cpu"), bf16=False)
 SMALL: dict[str, dict[str, Any]] = {
@@ -102,6 +103,14 @@ def run_folder(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture
 def run_copy(run_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run_folder, tmp_path / "run"))
+
+
+def test_parity_is_checked_on_the_clips_of_a_set_behind_a_url(run_copy: Path, server: FarServer) -> None:
+    about = json.loads((run_copy / "run.json").read_text())
+    about["settings"]["shards"] = server.url
+    (run_copy / "run.json").write_text(json.dumps(about))
+    frames, kind = export._parity_clips(load_trained(run_copy, "best", CPU), 4, print)
+    assert kind == "real" and frames.shape == (4, 4, 48, 48, 3)
 
 
 def test_a_torch_program_holds_labels_and_preprocessing_and_needs_none_of_our_code(run_copy: Path) -> None:

@@ -1,5 +1,6 @@
 """A trained model on a split: several clips a video, probabilities averaged, one verdict a video."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkFailed
 from pipeline.places import as_place
 from pipeline.report import Stage, no_stage
 from pipeline.shards.cache import ShardCache, cache_for
@@ -59,7 +60,8 @@ def predict_split(
 ) -> Predictions:
     """Probabilities of every video of the stream's split: the mean over its clips, shown as `kind` of input.
 
-    The clips are spread over the ranks of `compute`, and all ranks get all probabilities.
+    The clips are spread over the ranks of `compute`, and all ranks get all probabilities. Raises `WorkFailed` for
+    a model that has diverged.
     """
     index, ranks = stream.index, compute.ranks
     chosen = evaluation_clips(index.frames, stream.sampling, clips)
@@ -77,16 +79,24 @@ def predict_split(
             np.add.at(total, videos, logits.softmax(1).double().cpu().numpy()[counted])
             np.add.at(count, videos, 1)
     total, count = (ranks.sum(torch.from_numpy(sums)).numpy() for sums in (total, count))
+    strange = np.flatnonzero(~np.isfinite(total).all(1))
+    if len(strange):
+        raise WorkFailed(
+            f"the model has diverged: what it gives for {index.videos[strange[0]]} is no probability; train it "
+            "with a lower --lr, a longer --warmup or --precision fp32"
+        )
     return Predictions(index.videos, total / count[:, None], labels)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate_run` finds: JSON-ready metrics, and what they are made from."""
+    """What `evaluate_run` finds: JSON-ready metrics, and what they are made from. `open_cache` gives the shards of
+    `index` to a `ClipStream`."""
 
     metrics: dict[str, Any]
     index: SplitIndex
     predictions: Predictions
+    open_cache: Callable[[SplitIndex], ShardCache | None]
 
 
 def evaluate_run(
@@ -124,15 +134,14 @@ def evaluate_run(
         raise UserError(f"--threshold-from: there are {len(about['labels'])} classes; a threshold divides two")
     trained = load_trained(run, weights, compute)
     learnt, leaks = _learnt(about, shard_set)
+    open_cache = partial(cache_for, root=cache, limit=cache_size)
     if check_leaks and learnt:
-        open_cache = partial(cache_for, root=cache, limit=cache_size)
         leaks = _leaks(
             run, learnt, index, split, fitted_on, threshold_from, stage, open_cache, allowed=allow_leaks
         )
 
     def predict(chosen: SplitIndex) -> Predictions:
-        source = cache_for(chosen, cache, cache_size)
-        return _predict(trained, chosen, compute, clips=clips, batch_size=batch_size, source=source)
+        return _predict(trained, chosen, compute, clips=clips, batch_size=batch_size, source=open_cache(chosen))
 
     threshold = _threshold(predict(fitted_on), threshold_from) if fitted_on else None
     found = predict(index)
@@ -151,7 +160,7 @@ def evaluate_run(
         "chose_epoch": weights == "best" and learnt is not None and learnt.chose_by(index),
         **score(found.probabilities, found.labels, about["labels"], groups=groups, threshold=threshold),
     }
-    return Evaluation(metrics, index, found)
+    return Evaluation(metrics, index, found, open_cache)
 
 
 def _predict(

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from models.family import Family
 from models.videomae import VideoMAEPretraining
+from pipeline.errors import WorkFailed
 from pipeline.shards.index import SplitIndex
 from train.augment import Draws, augment, draw_augmentation
 from train.clips import Clips, evaluation_clips
@@ -105,7 +106,12 @@ class MaskedPretraining(Objective):
                 mask = torch.cat([self.masks(1, seed=int(place)) for place in own[part]])
                 losses = model(self.clips_of(batch.frames), mask).double().cpu()
                 total += losses[torch.from_numpy(fresh[part])].sum().item()
-        return {"val_loss": self.compute.ranks.sum(torch.tensor([total], dtype=torch.float64)).item() / len(clips)}
+        loss = self.compute.ranks.sum(torch.tensor([total], dtype=torch.float64)).item() / len(clips)
+        if not np.isfinite(loss):
+            raise WorkFailed(
+                f"the loss on val became {loss}; try a lower --lr, a longer --warmup or --precision fp32"
+            )
+        return {"val_loss": loss}
 
     def close(self, model: nn.Module, stream: ClipStream | None) -> dict[str, Any]:
         """The loss on what is held out."""

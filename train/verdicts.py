@@ -104,7 +104,10 @@ def _strips(found: Evaluation, places: list[int]) -> list[NDArray[np.uint8]]:
     if not places:
         return []
     first = np.unique(found.index.video, return_index=True)[1][places]
-    with ClipStream(found.index, frames_per_clip=STRIP, batch_size=len(places), sampling="uniform") as stream:
+    with ClipStream(
+        found.index, frames_per_clip=STRIP, batch_size=len(places), sampling="uniform",
+        shards=found.open_cache(found.index),
+    ) as stream:  # fmt: skip
         batch = next(iter(stream.batches(Clips(first, np.zeros_like(first)))))
         return list(batch.frames.numpy().copy())
 
