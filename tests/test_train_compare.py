@@ -260,6 +260,7 @@ def test_a_model_that_diverges_fails_alone(
     [
         (["--models", "tiny,magic"], "--models magic: no such family"),
         (["--seeds", "0,x"], "--seeds 0,x: must be whole numbers"),
+        (["--plot", "a.png"], "--plot a.png: is drawn as SVG; call it a.svg"),
         (["--folds", "99"], "99 folds of 24 groups"),
         (["--option", "vivit.scale=small"], "must be FAMILY.NAME=VALUE, with one of tiny as the family"),
         (["--weights", "tiny=nowhere"], "--weights tiny=nowhere: there is no nowhere"),
@@ -289,7 +290,7 @@ def test_weights_that_have_learnt_what_is_held_out_are_refused(small_set: Path, 
     allowed = compare(small_set, tmp_path / "b", "--folds", 2, "--weights", f"tiny={learnt}", "--json")
     assert allowed.exit_code == 0, allowed.output
     about = json.loads((tmp_path / "b" / "tiny-fold1of2-seed0" / "run.json").read_text())
-    assert about["started_from"]["matched"] == 9
+    assert about["started_from"]["matched"] == 9 and about["settings"]["weights"].endswith("/last.safetensors")
 
 
 def test_a_chart_escapes_its_names(tmp_path: Path) -> None:

@@ -136,6 +136,8 @@ def test_mistakes_on_a_set_behind_a_url_are_drawn(still_run: Path, server: FarSe
         (["--threshold-from", "val"], "--threshold-from val: is what is judged"),
         (["--threshold-from", "test"], "no split 'test'"),
         (["--csv", "nowhere/a.csv"], "--csv nowhere/a.csv: there is no folder nowhere"),
+        (["--curves", "c.png"], "--curves c.png: is drawn as SVG; call it c.svg"),
+        (["--mistakes", "m.jpg"], "--mistakes m.jpg: is drawn as PNG; call it m.png"),
     ],
 )
 def test_mistakes_get_one_clear_line(run_folder: Path, flags: list[str], message: str) -> None:

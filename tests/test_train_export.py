@@ -166,7 +166,15 @@ def test_where_the_shards_are_gone_random_clips_serve_and_it_is_said(run_copy: P
 
 def test_a_standing_file_is_not_replaced_unasked(run_copy: Path) -> None:
     (run_copy / "model.pt2").touch()
-    assert_one_clear_line(train("export", run_copy, "--to", "torch"), 2, "exists; give another --out")
+    assert_one_clear_line(train("export", run_copy, "--to", "torch"), 2, "exists; give another name")
+
+
+def test_a_place_that_is_not_there_is_told_before_the_run_is_loaded(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "load_trained", None)
+    result = train("export", run_copy, "--to", "torch", "--out", "nowhere/x.pt2")
+    assert_one_clear_line(result, 2, "--out nowhere/x.pt2: there is no folder nowhere")
 
 
 def test_onnx_without_its_packages_says_what_to_install(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,8 @@ def evaluate(
     from train.checkpoint import read_run
 
     read_run(run_folder)  # a wrong path is told before torch is loaded
-    check_files({"--csv": csv_file, "--curves": curves, "--mistakes": mistakes}, overwrite=overwrite)
+    files = {"--csv": csv_file, "--curves": curves, "--mistakes": mistakes}
+    check_files(files, overwrite=overwrite, drawn={"--curves": ".svg", "--mistakes": ".png"})
 
     from train.compute import choose_compute
     from train.evaluate import evaluate_run

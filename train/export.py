@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from models.family import Family
+from pipeline.commands import check_files
 from pipeline.errors import UserError, WorkFailed
 from pipeline.places import as_place
 from pipeline.shards.cache import cache_for
@@ -88,8 +89,7 @@ def export_run(
             f"--to {to}: needs {', '.join(missing)}; install them with pip install 'reelcache[export]'"
         )
     out = out or run / f"model{target.suffix}"
-    if out.exists() and not overwrite:
-        raise UserError(f"{out}: exists; give another --out, or --overwrite")
+    check_files({"--out": out}, overwrite=overwrite)
     compute = Compute(torch.device("cpu"), bf16=False)
     trained = load_trained(run, weights, compute)
     frames, kind = _parity_clips(trained, clips, say)

@@ -58,8 +58,8 @@ class TrainRecipe(Augment):
 
     `lr` is the peak, reached after `warmup` epochs and followed by a cosine to zero; `layer_decay` is the rate of
     each stage of the network over that of the one after it; `beta2` is AdamW's decay of the mean of squares;
-    a batch goes through the model in `accumulate` parts; `input` is what of a clip the model is shown
-    (`train.inputs.INPUTS`).
+    gradients are cut to the norm `clip_norm`, 0: never; a batch goes through the model in `accumulate` parts;
+    `input` is what of a clip the model is shown (`train.inputs.INPUTS`).
 
     `sampling`, `stride`: which frames make a clip, see `train.clips.Sampling`. `repeats`: clips of each sample in
     a batch. `balanced`: classes are drawn equally often. `class_weights`: what a clip counts in the loss, see

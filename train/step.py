@@ -55,7 +55,8 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         if "weight" in found:  # known only now that all parts of the batch are through
             self._scale_gradients(batch.size / found["weight"])
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
