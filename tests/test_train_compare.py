@@ -222,6 +222,18 @@ def test_groups_on_both_sides_are_refused(set_copy: Path, tmp_path: Path) -> Non
     assert_one_clear_line(refused, 2, "what is held out shares with what is trained on: 1 groups")
 
 
+def test_two_runs_at_a_time_give_the_table_of_one_after_the_other(small_set: Path, tmp_path: Path) -> None:
+    flags = ["--models", "vivit", "--option", "vivit.scale=micro", "--frames", 4, "--epochs", 1, "--seeds", "0,1"]
+    rows = []
+    for jobs in (1, 2):
+        result = compare(small_set, tmp_path / str(jobs), *flags, "--jobs", jobs, "--json")
+        assert result.exit_code == 0, result.output
+        rows.append(json.loads(result.stdout)["rows"][0])
+    assert rows[0]["accuracy_by_seed"] == rows[1]["accuracy_by_seed"] and rows[1]["runs"] == 2
+    weights = [(tmp_path / str(jobs) / "vivit-seed1" / "last.safetensors").read_bytes() for jobs in (1, 2)]
+    assert weights[0] == weights[1]
+
+
 def test_without_folds_val_is_judged_and_other_settings_are_refused(small_set: Path, tmp_path: Path) -> None:
     result = compare(small_set, tmp_path)
     assert result.exit_code == 0 and "the split val" in result.stdout
