@@ -89,6 +89,9 @@ def plan(
         layer_decay=layer_decay,
         dropout=0.0,
         crop=1.0,
+        mixup=0.0,
+        cutmix=0.0,
+        erase=0.0,
     )
     weights = None if arm == "scratch" else str(painter.resolve())
     options = {"scale": before.options.get("scale", "base")}

@@ -52,7 +52,7 @@ SCRATCH = {
     "single_frame": Row(MOTION, QUARTER),
     "s3d": Row({**MOTION, "epochs": 12}),
     "vivit": Row(MOTION, {"scale": "tiny"}),
-    "videomae": Row(MOTION, {"scale": "tiny"}),
+    "videomae": Row({**MOTION, "mixup": 0.0, "cutmix": 0.0, "erase": 0.0}, {"scale": "tiny"}),
 }
 LITE0: dict[str, Any] = {"backbone": "efficientnet_lite0"}
 PRETRAINED = {

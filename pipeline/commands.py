@@ -199,11 +199,18 @@ def names_in(table: str) -> Complete:
     return complete
 
 
-def check_files(files: Mapping[str, Path | None], *, overwrite: bool) -> None:
-    """Before the long work: whether the files of these flags can be written. Raises `UserError`."""
+def check_files(
+    files: Mapping[str, Path | None], *, overwrite: bool, drawn: Mapping[str, str] | None = None
+) -> None:
+    """Before the long work: whether the files of these flags can be written. `drawn`: those that are pictures, and
+    the suffix that each must have. Raises `UserError`."""
     for flag, file in files.items():
         if file is None:
             continue
+        suffix = (drawn or {}).get(flag, file.suffix)
+        if file.suffix.lower() != suffix.lower():
+            kind = suffix[1:].upper()
+            raise UserError(f"{flag} {file}: is drawn as {kind}; call it {file.with_suffix(suffix)}")
         if file.exists() and not overwrite:
             raise UserError(f"{flag} {file}: exists; give another name, or --overwrite")
         if not file.absolute().parent.is_dir():

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +89,16 @@ def find_leaks(
 
     `local` gives a shard's path on this machine by its name; without it the set's folder does.
     """
-    videos = sorted(_look(shard_set, stage, local or shard_set.folder.local), key=lambda video: video.id)
-    length = video_hash.window_frames(shard_set.recipe.fps)
+    seen = look_at(shard_set, stage, local or shard_set.folder.local)
+    return compare_videos(seen, shard_set.recipe.fps, threshold, stage)
+
+
+def compare_videos(
+    seen: Iterable[Seen], fps: Fraction, threshold: float = THRESHOLD, stage: Stage = no_stage
+) -> Leaks:
+    """All pairs among videos with `fps` stored frames a second, of one set or of several; no id comes twice."""
+    videos = sorted(seen, key=lambda video: video.id)
+    length = video_hash.window_frames(fps)
     windows = video_hash.hash_windows([video.looks for video in videos], length)
     moving = {videos[number].id for number in set(windows.video.tolist())}
     rest = [video for video in videos if video.id not in moving]
@@ -107,9 +116,10 @@ def find_leaks(
     return Leaks(len(videos), tuple(ordered), tuple(flat), tuple(still), tuple(short))
 
 
-def _look(
+def look_at(
     shard_set: ShardSet, stage: Stage, local: Callable[[str], AbstractContextManager[Path]]
 ) -> Iterator[Seen]:
+    """Each video of a set; reads each frame once. `local`: see `find_leaks`. Raises `UserError`."""
     step = stage("reading", len({sample.video for sidecar in shard_set.sidecars for sample in sidecar.samples}))
     every = video_hash.frame_step(shard_set.recipe.fps)
     shard_format = get_format(shard_set.recipe.format)

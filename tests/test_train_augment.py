@@ -221,6 +221,21 @@ def test_with_mixup_and_cutmix_each_pair_gets_one() -> None:
     assert (draws.weight[~cut] < 1).all()
 
 
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_two_clips_of_one_video_are_never_mixed(repeats: int) -> None:
+    frames, videos = noise(7 * repeats), torch.arange(7).repeat_interleave(repeats)
+    draws = draw_augmentation(Augment(mixup=0.8), len(frames), (24, 20), np.random.default_rng(0), repeats)
+    soft = soft_labels(videos, draws, 7)
+    shares = [sorted(row[row > 0].tolist()) for row in soft]
+    assert all(len(row) == 2 for row in shares[:-repeats]) and shares[-repeats:] == [[1.0]] * repeats
+    whole = augment(frames, draws, IMAGENET_MEAN, IMAGENET_STD)
+    unit = slice(2 * repeats, 4 * repeats)  # as a rank or a micro-batch gets it
+    assert torch.equal(augment(frames[unit], draws[unit], IMAGENET_MEAN, IMAGENET_STD), whole[unit])
+    first, other = 2 * repeats, 3 * repeats
+    own, weight = plain(frames), float(draws.weight[first])
+    torch.testing.assert_close(whole[first], weight * own[first] + (1 - weight) * own[other])
+
+
 @pytest.mark.parametrize("batch", [0, 1])
 def test_batches_too_small_to_mix_pass(batch: int) -> None:
     frames = noise(batch)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 from click import Context
 from click.testing import CliRunner, Result
-from conftest import assert_one_clear_line, write_video
+from conftest import assert_one_clear_line, edit_sidecar, write_video
 from far import FarServer
 
 import models
 from pipeline.cli import main as prep
 from pipeline.errors import WorkFailed
+from pipeline.leaks import Pair
 from pipeline.shards.index import read_set
 from train.chart import Panel, Point, write_svg
 from train.cli import main
@@ -23,6 +25,7 @@ from train.cli_recipe import options_by_family, settings_by_family, weights_by_f
 from train.compare import Cell, _work_in_pool
 from train.comparison_table import COURSE
 from train.folds import train_and_val
+from train.leakage import copies_of
 from train.loop import Trainer
 from train.recipes import RECIPES, TrainRecipe
 from train.run_settings import RunSettings
@@ -175,9 +178,12 @@ def test_a_tree_shaped_as_rwf_2000_becomes_a_table_without_any_option(
     random = np.random.default_rng(0)
     for number in range(12):
         split, label = ("train", "val")[number % 3 == 0], ("Fight", "NonFight")[number % 2]
-        scene = random.integers(0, 256, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)  # copies are refused
+        scene = random.integers(0, 256, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
         file = tmp_path / "RWF-2000" / split / label / f"x{number}_0.avi"
         write_video(file, frames=150, codec="mpeg4", picture=scene)
+    shutil.copy(
+        tmp_path / "RWF-2000/val/Fight/x0_0.avi", tmp_path / "RWF-2000/train/Fight/x12_0.avi"
+    )  # it has six
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("train.recipes.RECIPES", {"tiny": RECIPES["tiny"]})
     built = CliRunner().invoke(prep, ["build-shards", "RWF-2000", "--workers", "0"])
@@ -185,6 +191,47 @@ def test_a_tree_shaped_as_rwf_2000_becomes_a_table_without_any_option(
     table = CliRunner().invoke(main, ["compare"])
     assert table.exit_code == 0, table.output
     assert "4 videos of 4 groups; the split val" in table.stdout and "nothing to train" in table.stderr
+    assert "1 copies of held-out videos were not trained on" in table.stdout
+    cell, copy = Path("runs/compare/tiny-seed0"), "train/Fight/x12_0.avi"
+    assert json.loads((cell / "run.json").read_text())["settings"]["leave_out"] == [copy]
+    assert json.loads(Path("runs/compare/comparison.json").read_text())["left_out"] == {"val": [copy]}
+    judged = CliRunner().invoke(main, ["eval", str(cell), "--json"])  # what was not learnt is no leak
+    assert judged.exit_code == 0 and json.loads(judged.stdout)["leaks"]["count"] == 0
+    again = CliRunner().invoke(main, ["run", "--config", str(cell / "config.toml"), "--out", "again"])
+    assert again.exit_code == 0, again.output
+    assert (cell / "last.safetensors").read_bytes() == Path("again/last.safetensors").read_bytes()
+
+
+def test_what_is_left_out_of_each_fold_is_what_it_has_copies_of() -> None:
+    def pair(a: str, b: str, kind: str) -> Pair:
+        return Pair(a, b, ("train", "train"), ("x", "x"), 0.0, kind)
+
+    # Three that are the same, the first paired with each; one like the last of them, and one like that.
+    pairs = [pair("a", "b", "exact"), pair("a", "c", "exact"), pair("c", "d", "near"), pair("d", "e", "near")]
+    assert copies_of(["b"], ["a", "c", "d", "e", "f"], pairs) == ["a", "c", "d"]
+    assert copies_of(["e"], ["a", "b", "c", "d", "f"], pairs) == ["d"]
+    assert copies_of(["f"], ["a", "b"], pairs) == []
+
+
+def test_groups_on_both_sides_are_refused(set_copy: Path, tmp_path: Path) -> None:
+    for file in set_copy.glob("*-*.json"):
+        samples = [{**sample, "group": "one"} for sample in json.loads(file.read_text())["samples"]]
+        edit_sidecar(file, samples=samples)
+    flags = ["--models", "tiny", "--shards", set_copy, "--out", tmp_path / "cmp"]
+    refused = CliRunner().invoke(main, ["compare", *map(str, flags)])
+    assert_one_clear_line(refused, 2, "what is held out shares with what is trained on: 1 groups")
+
+
+def test_two_runs_at_a_time_give_the_table_of_one_after_the_other(small_set: Path, tmp_path: Path) -> None:
+    flags = ["--models", "vivit", "--option", "vivit.scale=micro", "--frames", 4, "--epochs", 1, "--seeds", "0,1"]
+    rows = []
+    for jobs in (1, 2):
+        result = compare(small_set, tmp_path / str(jobs), *flags, "--jobs", jobs, "--json")
+        assert result.exit_code == 0, result.output
+        rows.append(json.loads(result.stdout)["rows"][0])
+    assert rows[0]["accuracy_by_seed"] == rows[1]["accuracy_by_seed"] and rows[1]["runs"] == 2
+    weights = [(tmp_path / str(jobs) / "vivit-seed1" / "last.safetensors").read_bytes() for jobs in (1, 2)]
+    assert weights[0] == weights[1]
 
 
 def test_without_folds_val_is_judged_and_other_settings_are_refused(small_set: Path, tmp_path: Path) -> None:
@@ -209,11 +256,23 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
     assert (tmp_path / "tiny-fold1of2-seed0" / "verdicts.json").exists()
 
 
+def test_a_model_that_diverges_fails_alone(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.MODELS, "wild", "watched_train:Few")
+    monkeypatch.setitem(RECIPES, "wild", TrainRecipe(epochs=1, frames=4, batch_size=16, lr=1e38, warmup=0))
+    result = compare(small_set, tmp_path, "--models", "wild,tiny", "--out", tmp_path / "cmp")
+    message = "1 runs failed, the first: wild-seed0: epoch 1: the model has diverged"
+    assert_one_clear_line(result, 1, message)
+    assert (tmp_path / "cmp" / "tiny-seed0" / "verdicts.json").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--models", "tiny,magic"], "--models magic: no such family"),
         (["--seeds", "0,x"], "--seeds 0,x: must be whole numbers"),
+        (["--plot", "a.png"], "--plot a.png: is drawn as SVG; call it a.svg"),
         (["--folds", "99"], "99 folds of 24 groups"),
         (["--option", "vivit.scale=small"], "must be FAMILY.NAME=VALUE, with one of tiny as the family"),
         (["--weights", "tiny=nowhere"], "--weights tiny=nowhere: there is no nowhere"),
@@ -243,7 +302,7 @@ def test_weights_that_have_learnt_what_is_held_out_are_refused(small_set: Path, 
     allowed = compare(small_set, tmp_path / "b", "--folds", 2, "--weights", f"tiny={learnt}", "--json")
     assert allowed.exit_code == 0, allowed.output
     about = json.loads((tmp_path / "b" / "tiny-fold1of2-seed0" / "run.json").read_text())
-    assert about["started_from"]["matched"] == 9
+    assert about["started_from"]["matched"] == 9 and about["settings"]["weights"].endswith("/last.safetensors")
 
 
 def test_a_chart_escapes_its_names(tmp_path: Path) -> None:

@@ -59,7 +59,15 @@ def test_a_runs_own_file_repeats_it_bit_for_bit(small_set: Path, tmp_path: Path)
 
 def test_every_setting_is_a_flag_and_comes_back_from_the_file(tmp_path: Path) -> None:
     options = {"scale": 'a "word"\x7f\n', "depth": 3, "wide": True, "sizes": [1, 2]}
-    settings = RunSettings("vivit", "ü/shards", TrainRecipe(lr=1e-5), weights="w", options=options, fold="1/5")
+    settings = RunSettings(
+        "vivit",
+        "ü/shards",
+        TrainRecipe(lr=1e-5),
+        weights="w",
+        options=options,
+        fold="1/5",
+        leave_out=["a'b", "ü.mp4"],
+    )
     (tmp_path / "a.toml").write_text(config_text(settings.as_dict()))
     found = read_config(tmp_path / "a.toml", run)
     pairs, found["compile"] = found.pop("options"), found.pop("compiled")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import assert_one_clear_line, build, edit_sidecar, write_video
+from far import FarServer
 from msgspec import structs
 from sklearn.metrics import roc_auc_score
 
@@ -22,6 +23,7 @@ from train.folds import train_and_val
 from train.leakage import crossing
 from train.metrics import decide, fit_threshold, score
 
+LARGER = Recipe(width=48, height=48)
 QUICK = ["--model", "early_fusion", "--frames", "4", "--batch-size", "8", "--precision", "fp32", "--epochs", "1"]
 
 
@@ -121,12 +123,21 @@ def test_curves_and_mistakes_are_pictures(run_folder: Path, tmp_path: Path) -> N
     assert_one_clear_line(again, 2, "exists; give another name, or --overwrite")
 
 
+def test_mistakes_on_a_set_behind_a_url_are_drawn(still_run: Path, server: FarServer, tmp_path: Path) -> None:
+    flags = ["--shards", server.url, "--cache", tmp_path / "cache", "--mistakes", tmp_path / "a.png"]
+    result = train("eval", still_run, *flags, "--allow-leaks")
+    assert result.exit_code == 0, result.output
+    assert cv2.imread(str(tmp_path / "a.png")) is not None and list((tmp_path / "cache").iterdir())
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--threshold-from", "val"], "--threshold-from val: is what is judged"),
         (["--threshold-from", "test"], "no split 'test'"),
         (["--csv", "nowhere/a.csv"], "--csv nowhere/a.csv: there is no folder nowhere"),
+        (["--curves", "c.png"], "--curves c.png: is drawn as SVG; call it c.svg"),
+        (["--mistakes", "m.jpg"], "--mistakes m.jpg: is drawn as PNG; call it m.png"),
     ],
 )
 def test_mistakes_get_one_clear_line(run_folder: Path, flags: list[str], message: str) -> None:
@@ -144,7 +155,7 @@ def test_a_copy_across_the_split_is_refused_unless_allowed(tmp_path: Path) -> No
         write_video(tmp_path / "videos" / split / label / f"{number}.mp4", frames=20, salt=11 * number)
     write_video(tmp_path / "videos" / "val" / "dogs" / "9.mp4", frames=20, salt=99)
     shutil.copy(tmp_path / "videos" / "val" / "dogs" / "9.mp4", tmp_path / "videos" / "train" / "dogs" / "10.mp4")
-    build(tmp_path / "videos", tmp_path / "set", recipe=Recipe(width=48, height=48))
+    build(tmp_path / "videos", tmp_path / "set", recipe=LARGER)
     out, where = tmp_path / "run", ["--shards", tmp_path / "set"]
     assert train("run", *QUICK, *where, "--out", out).exit_code == 0
     assert_one_clear_line(train("eval", out), 2, "val shares with train: ")
@@ -152,8 +163,67 @@ def test_a_copy_across_the_split_is_refused_unless_allowed(tmp_path: Path) -> No
     pairs = [{one, other} for one, other, *_ in metrics["leaks"]["pairs"]]
     assert {"train/dogs/10.mp4", "val/dogs/9.mp4"} in pairs
     assert metrics["leaks"]["count"] >= 1
-    refused = train("compare", *where, "--models", "early_fusion", "--out", tmp_path / "cmp")
-    assert_one_clear_line(refused, 2, "what is held out shares with what is trained on")
+
+
+def still_videos(folder: Path, *names: str) -> Path:
+    """Videos `<split>/<label>/<number>.mp4`, each of one picture by its number: a copy is one of its bytes."""
+    for name in names:
+        picture = np.random.default_rng(int(Path(name).name)).integers(0, 256, (48, 64, 3)).astype(np.uint8)
+        write_video(folder / f"{name}.mp4", frames=20, picture=picture)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def still_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on six still videos, judged on two others; its set and their videos stand beside it."""
+    root = tmp_path_factory.mktemp("still")
+    train_names = [f"train/{('cats', 'dogs')[number % 2]}/{number}" for number in range(6)]
+    build(still_videos(root / "videos", *train_names, "val/cats/6", "val/dogs/7"), root / "set", recipe=LARGER)
+    result = train("run", *QUICK, "--shards", root / "set", "--out", root / "run")
+    assert result.exit_code == 0, result.output
+    return root / "run"
+
+
+def test_another_set_with_videos_that_were_learnt_is_refused(still_run: Path, tmp_path: Path) -> None:
+    build(
+        still_videos(tmp_path / "videos", "train/cats/6", "train/dogs/7", "val/cats/2", "val/dogs/9"),
+        tmp_path / "set",
+        recipe=LARGER,
+    )
+    swapped = ["--shards", tmp_path / "set"]
+    assert_one_clear_line(train("eval", still_run, *swapped), 2, "val shares with train of ")
+    metrics = json.loads(train("eval", still_run, *swapped, "--allow-leaks", "--json").stdout)
+    assert metrics["leaks"]["checked"] and metrics["leaks"]["count"] == 1 and not metrics["chose_epoch"]
+    assert metrics["leaks"]["pairs"][0][:2] == [f"{still_run.parent / 'set'}: train/cats/2.mp4", "val/cats/2.mp4"]
+
+
+def test_a_set_that_grew_keeps_its_check(still_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(still_run.parent, tmp_path / "all")
+    for name, shown in {"val/dogs/9": 0, "val/dogs/1": 1}.items():
+        still_videos(tmp_path / "all" / "videos", name)
+        build(tmp_path / "all" / "videos", tmp_path / "all" / "set", recipe=LARGER)
+        found = train("eval", still_run, "--shards", tmp_path / "all" / "set", "--allow-leaks", "--json")
+        leaks = json.loads(found.stdout)["leaks"]
+        assert leaks["checked"] and not leaks["changed"] and bool(leaks["count"]) is bool(shown)
+
+
+def test_a_set_that_has_changed_in_its_place_is_compared_as_it_is_now(still_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(still_run.parent, tmp_path / "all")
+    about = json.loads((tmp_path / "all" / "run" / "run.json").read_text())
+    about["settings"]["shards"] = str(tmp_path / "all" / "set")
+    (tmp_path / "all" / "run" / "run.json").write_text(json.dumps(about))
+    build(still_videos(tmp_path / "all" / "videos", "val/dogs/1"), tmp_path / "all" / "set", recipe=LARGER)
+    assert_one_clear_line(train("eval", tmp_path / "all" / "run"), 2, "val shares with train: 1 pairs of copies")
+    assert "the set has changed since" in train("eval", tmp_path / "all" / "run", "--allow-leaks").stderr
+    shutil.rmtree(tmp_path / "all" / "set")
+    unknown = train("eval", tmp_path / "all" / "run", "--shards", still_run.parent / "set", "--split", "val")
+    assert unknown.exit_code == 0, unknown.output  # by its bytes it is the same set
+
+
+def test_it_is_said_where_the_judged_videos_chose_the_epoch(still_run: Path) -> None:
+    best, last = (train("eval", still_run, "--checkpoint", weights) for weights in ("best", "last"))
+    assert "val: chose the epoch of these weights" in best.stderr and "chose" not in last.stderr
+    assert json.loads(train("eval", still_run, "--json").stdout)["chose_epoch"] is True
 
 
 def test_groups_on_both_sides_cross(small_set: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import assert_one_clear_line
+from far import FarServer
 from torch import nn
 
 from models import MODELS, build_model
@@ -19,7 +20,7 @@ from train.cli import main
 from train.clips import Sampling
 from train.compute import Compute
 from train.inputs import INPUTS, make_input, to_clips
-from train.trained import Trained
+from train.trained import Trained, load_trained
 
 CPU = Compute(torch.device("cpu"), bf16=False)
 SMALL: dict[str, dict[str, Any]] = {
@@ -84,7 +85,11 @@ def test_frame_differences_are_made_inside(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), FAMILIES)
-def test_every_family_exports_to_onnx(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_every_family_exports_to_onnx(
+    name: str, options: dict[str, Any], tmp_path: Path, exhaustive: bool
+) -> None:
+    if not exhaustive and (name in ("single_frame", "late_fusion") or "attention" in options):
+        pytest.skip("of the same parts as others; --exhaustive exports all")
     for package in export.TARGETS["onnx"].packages:
         pytest.importorskip(package, reason="needs the extra `export`")
     assert parity("onnx", name, options, tmp_path / "model.onnx") < 1e-5
@@ -102,6 +107,14 @@ def run_folder(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture
 def run_copy(run_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run_folder, tmp_path / "run"))
+
+
+def test_parity_is_checked_on_the_clips_of_a_set_behind_a_url(run_copy: Path, server: FarServer) -> None:
+    about = json.loads((run_copy / "run.json").read_text())
+    about["settings"]["shards"] = server.url
+    (run_copy / "run.json").write_text(json.dumps(about))
+    frames, kind = export._parity_clips(load_trained(run_copy, "best", CPU), 4, print)
+    assert kind == "real" and frames.shape == (4, 4, 48, 48, 3)
 
 
 def test_a_torch_program_holds_labels_and_preprocessing_and_needs_none_of_our_code(run_copy: Path) -> None:
@@ -157,7 +170,15 @@ def test_where_the_shards_are_gone_random_clips_serve_and_it_is_said(run_copy: P
 
 def test_a_standing_file_is_not_replaced_unasked(run_copy: Path) -> None:
     (run_copy / "model.pt2").touch()
-    assert_one_clear_line(train("export", run_copy, "--to", "torch"), 2, "exists; give another --out")
+    assert_one_clear_line(train("export", run_copy, "--to", "torch"), 2, "exists; give another name")
+
+
+def test_a_place_that_is_not_there_is_told_before_the_run_is_loaded(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "load_trained", None)
+    result = train("export", run_copy, "--to", "torch", "--out", "nowhere/x.pt2")
+    assert_one_clear_line(result, 2, "--out nowhere/x.pt2: there is no folder nowhere")
 
 
 def test_onnx_without_its_packages_says_what_to_install(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,15 @@ from train.cli import main
 from train.clips import Sampling
 from train.compute import Compute
 from train.evaluate import predict_split
-from train.predict import cut_by, predict_videos, sliding_clips, spaced_clips
+from train.predict import (
+    Moment,
+    Prediction,
+    cut_by,
+    predict_videos,
+    sliding_clips,
+    spaced_clips,
+    timeline_csv,
+)
 from train.stream import ClipStream
 from train.timeline import clock
 from train.trained import Trained, load_trained
@@ -212,3 +220,9 @@ def test_a_run_without_its_frames_recipe_is_refused(run_folder: Path, video: Pat
 @pytest.mark.parametrize(("seconds", "shown"), [(7.2, "0:07.2"), (59.96, "1:00"), (3725.0, "1:02:05")])
 def test_times_read_as_on_a_clock(seconds: float, shown: str) -> None:
     assert clock(seconds) == shown
+
+
+def test_no_cell_of_the_table_is_a_formula() -> None:
+    made = Prediction("=HYPERLINK(1).mp4", ["@calm", "fight"], [Moment(0.0, 1.0, np.array([0.75, 0.25]))])
+    row = timeline_csv([made]).splitlines()[1]
+    assert row == "'=HYPERLINK(1).mp4,0.000,1.000,'@calm,0.750000,0.250000,"

@@ -142,6 +142,11 @@ def test_videos_without_labels_and_without_a_val_split_are_enough(tmp_path: Path
     assert list((tmp_path / "run" / "pictures").iterdir())
 
 
+def test_held_out_clips_reach_as_far_as_those_that_are_learnt(small_set: Path, tmp_path: Path) -> None:
+    result = pretrain(small_set, tmp_path, "--epochs", 1, "--pictures-every", 0, "--stride", 2)
+    assert result.exit_code == 0, result.output
+
+
 def test_a_fold_is_never_seen(small_set: Path, tmp_path: Path) -> None:
     settings = RunSettings("videomae_pretraining", str(small_set), PretrainRecipe(frames=4), fold="1/3",
                            options={"scale": "micro"})  # fmt: skip

@@ -82,8 +82,15 @@ def test_batch_norm_sees_a_ranks_clips_as_it_sees_a_micro_batch(small_set: Path,
     assert len(alone) == 20 and worst(together, alone) < 1e-5
 
 
+def test_so_it_does_in_a_family_of_the_product(small_set: Path, tmp_path: Path) -> None:
+    early = ["--model", "early_fusion", "--option", "backbone=resnet18_quarter", *FEW[2:], "--epochs", 1]
+    alone = losses(tmp_path / "alone", 1, *early, "--accumulate", 2, shards=small_set)
+    together = losses(tmp_path / "together", 2, *early, shards=small_set)
+    assert len(alone) == 4 and worst(together, alone) < 1e-5
+
+
 def test_micro_batches_of_a_family_without_batch_norm_change_nothing(small_set: Path, tmp_path: Path) -> None:
-    plain = [*FEW, "--option", "norm=no"]
+    plain = [*FEW, "--option", "norm=no", "--repeats", 2, "--batch-size", 8]  # cut between pairs of videos
     whole = losses(tmp_path / "whole", 1, *plain, shards=small_set)
     parts = losses(tmp_path / "parts", 1, *plain, "--accumulate", 3, shards=small_set)
     assert worst(parts, whole) < 1e-5

@@ -107,6 +107,14 @@ def test_resuming_on_a_changed_set_is_refused(set_copy: Path, tmp_path: Path) ->
     )
 
 
+def test_a_family_that_takes_no_such_clips_is_listed_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.catalog.MODELS", {name: MODELS[name] for name in ("early_fusion", "vivit")})
+    taken, refused = json.loads(train("models", "--size", "160x90", "--json").stdout)["models"]
+    assert taken["input"] == [16, 3, 90, 160] and refused["model"] == "vivit"
+    assert refused["error"] == "ViViT needs frames of a multiple of 16 pixels, got 160×90"
+    assert "ViViT needs frames of a" in train("models", "--size", "160x90").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -18,10 +18,12 @@ from torch.nn import functional
 from pipeline.shards.index import read_set
 from train.classification import Classification
 from train.cli import main
+from train.cli_recipe import make_recipe
 from train.clips import Sampling
 from train.compute import Compute
 from train.ema import Ema
 from train.predict import sliding_clips
+from train.recipes import RECIPES
 from train.trained import load_trained
 
 QUICK = [
@@ -162,6 +164,13 @@ def test_a_step_goes_down_the_weighted_mean_that_torch_takes(
         torch.testing.assert_close(found, wanted)
 
 
+def test_gradients_are_never_cut_to_nothing(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.step.nn.utils.clip_grad_norm_", None)
+    run(small_set, tmp_path, "--epochs", 1, "--clip-norm", 0)
+
+
 @pytest.mark.parametrize("how", [["--stride", "2"], ["--sampling", "uniform"]])
 def test_a_run_is_judged_and_used_with_the_frames_that_it_was_trained_on(
     small_set: Path, tmp_path: Path, how: list[str]
@@ -209,12 +218,20 @@ def test_a_sliding_clip_has_every_second_frame_of_its_window() -> None:
         (["--balanced", "--class-weights", "balanced"], "--class-weights balanced: not with --balanced"),
         (["--sampling", "uniform", "--stride", "2"], "--stride 2: not with --sampling uniform"),
         (["--repeats", "3"], "--repeats 3: --batch-size 8 is not a multiple"),
+        (["--warmup", "3", "--epochs", "3"], "--warmup 3: of 3 epochs none would be at the rate of --lr"),
     ],
 )
 def test_options_that_make_no_sense_get_one_clear_line(
     flags: list[str], message: str, small_set: Path, tmp_path: Path
 ) -> None:
     assert_one_clear_line(train("run", *QUICK, "--shards", small_set, "--out", tmp_path / "r", *flags), 2, message)
+
+
+def test_the_default_warm_up_is_a_fifth_of_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert make_recipe("videomae", {"epochs": 3}).warmup == pytest.approx(0.6)
+    assert "videomae: warm-up of 0.6 epochs, a fifth of 3, instead of 5" in capsys.readouterr().err
+    assert make_recipe("videomae", {"epochs": 3, "warmup": 2.0}).warmup == 2
+    assert make_recipe("videomae", {"epochs": None}) == RECIPES["videomae"] and not capsys.readouterr().err
 
 
 def test_without_tensorboard_the_way_out_is_told(

@@ -101,6 +101,12 @@ def test_a_family_without_a_recipe_of_its_own_trains_by_the_defaults() -> None:
     assert {family for family, recipe in RECIPES.items() if recipe != TrainRecipe()} == OWN.keys()
 
 
+def test_videomae_is_fine_tuned_as_by_its_authors() -> None:
+    recipe = RECIPES["videomae"]
+    assert (recipe.mixup, recipe.cutmix, recipe.erase, recipe.label_smoothing) == (0.8, 1.0, 0.25, 0.1)
+    assert (recipe.layer_decay, recipe.dropout, recipe.warmup, recipe.weight_decay) == (0.7, 0.5, 5.0, 0.05)
+
+
 def test_a_run_says_and_keeps_what_it_started_from(weights: Path, small_set: Path, tmp_path: Path) -> None:
     run = ["run", "--model", "early_fusion", *QUICK, "--lr", 1e-9, "--shards", small_set]
     result = train(*run, "--out", tmp_path / "run", "--weights", weights)

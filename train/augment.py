@@ -38,8 +38,9 @@ class Draws:
     """What happens to each clip of a batch; every array has the clips first. See `train.transforms`.
 
     A slice of it is for that part of the batch: a rank of several draws for the global batch and takes its own.
-    Clips are mixed in pairs, 0 with 1, 2 with 3, …: cut where that leaves pairs whole. The last of an odd number
-    stays as it is. Order is a permutation of all clips, so neighbours are as random a pair as any.
+    Clips are mixed in pairs, 0 with 1, 2 with 3, … (of `repeats` clips a video: 0 with `repeats`, …, so that two
+    clips of one video are never a pair): cut where that leaves pairs whole. What has no other stays as it is.
+    Order is a permutation of all samples, so neighbours are as random a pair as any.
     """
 
     flip: NDArray[np.bool_]
@@ -50,13 +51,19 @@ class Draws:
     erase: Ints  # boxes
     weight: Floats  # of the clip's own label
     paste: Ints  # boxes
+    other: Ints  # how many places on the other of the pair stands; 0: there is none
 
     def __getitem__(self, part: slice) -> "Draws":
         return Draws(**{field.name: getattr(self, field.name)[part] for field in fields(self)})
 
 
-def draw_augmentation(settings: Augment, batch: int, size: tuple[int, int], rng: np.random.Generator) -> Draws:
-    """Draw for `batch` clips of `size` (height, width). A term draws the same whether others are on or off."""
+def draw_augmentation(
+    settings: Augment, batch: int, size: tuple[int, int], rng: np.random.Generator, repeats: int = 1
+) -> Draws:
+    """Draw for `batch` clips of `size` (height, width), `repeats` neighbours of which are of one video.
+
+    A term draws the same whether others are on or off.
+    """
 
     def within(reach: float, centre: float = 1.0) -> Floats:
         return centre + reach * rng.uniform(-1, 1, batch)
@@ -72,8 +79,9 @@ def draw_augmentation(settings: Augment, batch: int, size: tuple[int, int], rng:
     sigma = np.where(chance(settings.blur), rng.uniform(*BLUR_SIGMA, batch), 0.0)
     erase = _boxes(rng.uniform(*ERASED_SHARE, batch), ERASED_RATIO, size, rng)
     erase[~chance(settings.erase)] = 0
-    weight, paste = _draw_mixing(settings, batch, size, rng)
-    return Draws(flip, crop, matrix, brightness * (1 - contrast), sigma, erase, weight, paste)
+    other = _partners(batch, repeats) if settings.mixes else np.zeros(batch, np.int64)
+    weight, paste = _draw_mixing(settings, other, size, rng)
+    return Draws(flip, crop, matrix, brightness * (1 - contrast), sigma, erase, weight, paste, other)
 
 
 def _boxes(share: Floats, ratio: float, size: tuple[int, int], rng: np.random.Generator) -> Ints:
@@ -87,21 +95,30 @@ def _boxes(share: Floats, ratio: float, size: tuple[int, int], rng: np.random.Ge
     return np.concatenate([corner, extent], 1)
 
 
+def _partners(batch: int, repeats: int) -> Ints:
+    """How many places on the other clip of each one's pair stands: of every two videos, the first clip of the one
+    with the first of the other, and so on; 0 for what the end leaves alone."""
+    place = np.arange(batch)
+    other = np.where(place % (2 * repeats) < repeats, repeats, -repeats)
+    return np.where(place + other < batch, other, 0)
+
+
 def _draw_mixing(
-    settings: Augment, batch: int, size: tuple[int, int], rng: np.random.Generator
+    settings: Augment, other: Ints, size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[Floats, Ints]:
     """The weight of a clip's own label and, for CutMix, the box that it gets from the other of its pair."""
-    pairs = batch // 2
-    weight, paste = np.ones(batch), np.zeros((batch, 4), np.int64)
-    if not settings.mixes or not pairs:
+    first = np.flatnonzero(other > 0)
+    pairs = len(first)
+    weight, paste = np.ones(len(other)), np.zeros((len(other), 4), np.int64)
+    if not pairs:
         return weight, paste
     cut = rng.random(pairs) < settings.cut_share
     blend = rng.beta(settings.mixup, settings.mixup, pairs) if settings.mixup else np.ones(pairs)
     share = rng.beta(settings.cutmix, settings.cutmix, pairs) if settings.cutmix else np.zeros(pairs)
     boxes = _boxes(share, 1.0, size, rng) * cut[:, None]
     covered = boxes[:, 2] * boxes[:, 3] / (size[0] * size[1])
-    weight[: 2 * pairs] = np.repeat(np.where(cut, 1 - covered, blend), 2)
-    paste[: 2 * pairs] = np.repeat(boxes, 2, axis=0)
+    for place in (first, first + other[first]):
+        weight[place], paste[place] = np.where(cut, 1 - covered, blend), boxes
     return weight, paste
 
 
@@ -124,14 +141,13 @@ def augment(
         normalise(part, change_colours(pixels, drawn.matrix, drawn.pull))
     clips = normalise.clips
     fill_boxes(clips, draws.erase)
-    mix_pairs(clips, draws.weight, draws.paste)
+    mix_pairs(clips, draws.weight, draws.paste, draws.other)
     return clips
 
 
 def soft_labels(labels: Tensor, draws: Draws, classes: int) -> Tensor:
     """int64 [B] → the share of each class in each clip of a batch that `augment` mixed, [B, classes]."""
     own = functional.one_hot(labels, classes).float()
-    partner = torch.arange(len(labels), device=labels.device) ^ 1
-    partner.clamp_(max=max(len(labels) - 1, 0))
+    partner = torch.arange(len(labels), device=labels.device) + torch.tensor(draws.other, device=labels.device)
     weight = torch.tensor(draws.weight, dtype=torch.float32, device=labels.device)[:, None]
     return weight * own + (1 - weight) * own[partner]

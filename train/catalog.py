@@ -8,12 +8,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import MODELS, count_parameters
 from models.origin import OURS
 from models.weights import accepted_formats
+from pipeline.errors import UserError
 from train.compute import make_model
 
 
 def list_models(frames: int, size: tuple[int, int], classes: int) -> list[dict[str, Any]]:
-    """A row a family; `gflops` for one clip, a multiply-add counted as two. Raises `UserError`."""
-    return [describe_model(name, frames, size, classes) for name in MODELS]
+    """A row a family; `gflops` for one clip, a multiply-add counted as two. A family that takes no such clips has
+    its reason as `error` instead. Raises `UserError` where none takes them."""
+    rows: list[dict[str, Any]] = []
+    refused: list[UserError] = []
+    for name in MODELS:
+        try:
+            rows.append(describe_model(name, frames, size, classes))
+        except UserError as error:
+            refused.append(error)
+            rows.append({"model": name, "error": str(error)})
+    if len(refused) == len(rows):
+        raise refused[0]
+    return rows
 
 
 def describe_model(name: str, frames: int, size: tuple[int, int], classes: int, **options: Any) -> dict[str, Any]:

@@ -43,12 +43,12 @@ class Classification(Objective):
 
     @property
     def unit(self) -> int:
-        """Pairs, where clips are mixed."""
-        return 2 if self.recipe.mixes else 1
+        """Where clips are mixed: all of two videos, whose clips are pairs."""
+        return 2 * self.recipe.repeats if self.recipe.mixes else 1
 
     def splits(self) -> tuple[SplitIndex, SplitIndex | None]:
         """Train and val, or what the fold makes of them."""
-        return train_and_val(self.shard_set, self.settings.fold)
+        return train_and_val(self.shard_set, self.settings.fold, self.settings.leave_out)
 
     def build(self) -> Family:
         """The family, for the set's labels and the size of its frames."""
@@ -65,7 +65,7 @@ class Classification(Objective):
 
     def draw(self, count: int, size: tuple[int, int], rng: np.random.Generator) -> Draws:
         """Augmentation."""
-        return draw_augmentation(self.recipe, count, size, rng)
+        return draw_augmentation(self.recipe, count, size, rng, self.recipe.repeats)
 
     def losses(self, model: nn.Module, frames: Tensor, labels: Tensor, drawn: Draws) -> dict[str, Tensor]:
         """Cross-entropy with smoothed and, where clips are mixed, shared labels; and which clips were right."""

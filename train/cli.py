@@ -137,13 +137,16 @@ def models(
         return
     print_table(
         f"{classes} classes; a multiply-add counts as two FLOPs",
-        [
-            (r["model"], f"{r['parameters']:,}", f"{r['gflops']:,}", "×".join(map(str, r["input"])),
-             ", ".join(r["weights"]), r["source"])
-            for r in rows
-        ],
-        ("model", "parameters", "GFLOPs", "T×C×H×W", "weights", "source"),
-    )  # fmt: skip
+        [_model_row(row) for row in rows],
+        ("model", "parameters", "GFLOPs", "T×C×H×W", "weights", "source, or why not"),
+    )
+
+
+def _model_row(row: dict[str, Any]) -> tuple[str, ...]:
+    if "error" in row:
+        return row["model"], "", "", "", "", row["error"]
+    shape, weights = "×".join(map(str, row["input"])), ", ".join(row["weights"])
+    return row["model"], f"{row['parameters']:,}", f"{row['gflops']:,}", shape, weights, row["source"]
 
 
 def _metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:

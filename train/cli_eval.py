@@ -42,7 +42,8 @@ def evaluate(
     from train.checkpoint import read_run
 
     read_run(run_folder)  # a wrong path is told before torch is loaded
-    check_files({"--csv": csv_file, "--curves": curves, "--mistakes": mistakes}, overwrite=overwrite)
+    files = {"--csv": csv_file, "--curves": curves, "--mistakes": mistakes}
+    check_files(files, overwrite=overwrite, drawn={"--curves": ".svg", "--mistakes": ".png"})
 
     from train.compute import choose_compute
     from train.evaluate import evaluate_run
@@ -54,7 +55,7 @@ def evaluate(
         if file:
             write(file, found)
     metrics = found.metrics
-    _warn_of_leaks(metrics["split"], metrics["leaks"])
+    _warn(metrics)
     if as_json:
         print_json(metrics)
         return
@@ -64,10 +65,17 @@ def evaluate(
         click.echo(f"wrote {file}")
 
 
-def _warn_of_leaks(split: str, leaks: dict[str, Any]) -> None:
+def _warn(metrics: dict[str, Any]) -> None:
+    """Of what makes the numbers too good, or may."""
+    split, leaks = metrics["split"], metrics["leaks"]
+    if metrics["chose_epoch"]:
+        warn(f"{split}: chose the epoch of these weights, so the scores flatter; --checkpoint last was not chosen")
     if not leaks["checked"]:
         warn(f"{split}: leaks were not looked for: {leaks['reason']}")
-    elif leaks["count"]:
+        return
+    if leaks["changed"]:
+        warn(f"{split}: the set has changed since; leaks were looked for in what its other splits have now")
+    if leaks["count"]:
         warn(f"{split}: {leaks['count']} groups or pairs of copies of it were learnt; this is no test score")
 
 

@@ -49,7 +49,7 @@ def _settings(model: str, flags: dict[str, Any]) -> "RunSettings":
 
     if model not in PRETRAIN_RECIPES:
         raise UserError(f"--model {model}: has no pre-training; there is one for {', '.join(PRETRAIN_RECIPES)}")
-    return settings_from(f"{model}_pretraining", override(PRETRAIN_RECIPES[model], flags), flags)
+    return settings_from(f"{model}_pretraining", override(model, PRETRAIN_RECIPES[model], flags), flags)
 
 
 def _rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Recipe = TypeVar("Recipe", bound="TrainRecipe")
 SHARE = click.FloatRange(0, 1)
+WARMUP_PARTS = 5  # of a run; a warm-up that is not given takes one of them at most
 TYPED = click.core.ParameterSource.COMMANDLINE
 TRUTH = {"true": True, "yes": True, "false": False, "no": False}
 # Told by the set and by other flags
@@ -28,8 +29,10 @@ RECIPE_FLAGS: list[Callable[[Any], Any]] = [
     click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate."),
     click.option("--weight-decay", type=click.FloatRange(0), help="AdamW's, on weights only."),
     click.option("--beta2", type=click.FloatRange(0, 1, max_open=True), help="AdamW's decay of mean squares."),
-    click.option("--warmup", type=click.FloatRange(0), help="Epochs of linear warm-up."),
-    click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help="Gradients are cut to this norm."),
+    click.option(
+        "--warmup", type=click.FloatRange(0), help="Epochs of linear warm-up; by default a fifth at most."
+    ),
+    click.option("--clip-norm", type=click.FloatRange(0), help="Gradients are cut to this norm; 0: never."),
     click.option("--accumulate", type=click.IntRange(1), help="Parts in which a batch goes through the model."),
     click.option(
         "--crop", type=click.FloatRange(0, 1, min_open=True), help="Smallest share of the area kept; 1: all."
@@ -125,20 +128,33 @@ def make_recipe(family: str, flags: dict[str, Any]) -> "TrainRecipe":
     """The family's recipe with the flags that were given. Raises `UserError` where they contradict each other."""
     from train.recipes import RECIPES
 
-    return override(RECIPES[family], flags)
+    return override(family, RECIPES[family], flags)
 
 
-def override(recipe: "Recipe", flags: dict[str, Any]) -> "Recipe":
-    """The recipe with what the flags say, those that are its fields and not None. Raises `UserError`."""
+def override(family: str, recipe: "Recipe", flags: dict[str, Any]) -> "Recipe":
+    """The family's recipe with what the flags say, those that are its fields and not None. Raises `UserError`."""
     from dataclasses import fields, replace
 
     from pipeline.errors import UserError
 
     names = {field.name for field in fields(recipe)}
+    given = {name: flags[name] for name in names & set(flags) if flags[name] is not None}
     try:
-        return replace(recipe, **{name: flags[name] for name in names & set(flags) if flags[name] is not None})
+        made = replace(recipe, **given)
     except ValueError as error:
         raise UserError(str(error)) from error
+    longest = made.epochs / WARMUP_PARTS
+    if "warmup" not in given and made.warmup > longest:
+        click.echo(
+            f"{family}: warm-up of {longest:g} epochs, a fifth of {made.epochs}, instead of {made.warmup:g}",
+            err=True,
+        )
+        return replace(made, warmup=longest)
+    if made.warmup >= made.epochs:
+        raise UserError(
+            f"--warmup {made.warmup:g}: of {made.epochs} epochs none would be at the rate of --lr; give less"
+        )
+    return made
 
 
 def _take_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
@@ -213,8 +229,11 @@ def options_by_family(given: Sequence[str], families: Sequence[str]) -> dict[str
 
 
 def weights_by_family(given: Sequence[str], families: Sequence[str]) -> dict[str, str]:
-    """`vivit=runs/x`, or `runs/x` for all, as an absolute path for each family. Raises `UserError`."""
+    """`vivit=runs/x`, or `runs/x` for all, as an absolute path for each family: of a run, of its last weights.
+
+    Raises `UserError`."""
     from pipeline.errors import UserError
+    from train.checkpoint import LAST
 
     found: dict[str, str] = {}
     for text in given:
@@ -223,7 +242,8 @@ def weights_by_family(given: Sequence[str], families: Sequence[str]) -> dict[str
         path = Path(place if chosen == [family] and equals else text)
         if not path.exists():
             raise UserError(f"--weights {text}: there is no {path}")
-        found |= dict.fromkeys(chosen, str(path.resolve()))
+        last = path / LAST  # of a run: the best may have been chosen by what the comparison holds out
+        found |= dict.fromkeys(chosen, str((last if last.exists() else path).resolve()))
     return found
 
 

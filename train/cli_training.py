@@ -28,6 +28,7 @@ RUN_FLAGS: list[Callable[[Any], Any]] = [
     click.option(
         "--fold", metavar="k/K", help="Hold fold k of K (0/5 … 4/5) out of train and val together, by group."
     ),
+    click.option("--leave-out", metavar="VIDEO", multiple=True, help="Do not train on this one; may be repeated."),
     *device_flags,
     click.option(
         "--weights", metavar="PATH", type=click.Path(path_type=Path),
@@ -70,6 +71,7 @@ def settings_from(model: str, recipe: Any, flags: dict[str, Any]) -> "RunSetting
         weights=str(weights.resolve()) if weights else None,
         options=flags["options"],
         fold=flags["fold"],
+        leave_out=list(flags["leave_out"]),
         compile=flags["compiled"],
         fsdp=flags["fsdp"],
     )

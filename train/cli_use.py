@@ -48,9 +48,7 @@ def predict(
 
     if clips and every:
         raise UserError("--clips spreads clips over a video, --every slides over it: give one of them")
-    if plot and plot.suffix != ".svg":
-        raise UserError(f"--plot {plot}: is drawn as SVG; call it {plot.with_suffix('.svg')}")
-    check_files({"--csv": table, "--plot": plot}, overwrite=overwrite)
+    check_files({"--csv": table, "--plot": plot}, overwrite=overwrite, drawn={"--plot": ".svg"})
     read_run(run_folder)
 
     from train.compute import choose_compute

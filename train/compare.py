@@ -32,10 +32,10 @@ from train.catalog import describe_model
 from train.checkpoint import LOG, METRICS, RUN, read_run, write_json
 from train.compute import choose_compute
 from train.evaluate import evaluate_run, groups_of
-from train.folds import train_and_val
+from train.folds import train_and_val, without
 from train.forecast import Load, Outlook
 from train.inputs import INPUTS
-from train.leakage import copies, crossing
+from train.leakage import copies, copies_of, crossing
 from train.loop import Trainer
 from train.metrics import roc_auc, wilson
 from train.run_settings import RunSettings
@@ -55,12 +55,16 @@ class Cell:
     cache: Path | None = None  # where shards of a set behind a URL come to, of at most so many bytes
     cache_size: int | None = None
 
+    def without(self, videos: list[str]) -> "Cell":
+        """The same, not trained on these."""
+        return replace(self, settings=replace(self.settings, leave_out=videos))
+
     def is_done(self) -> bool:
         """Whether it was trained and judged, by as many clips. Raises `UserError` for a run of other settings."""
         if not (self.out / RUN).exists():
             return False
         # What the release of that run had no setting for was as it is by default.
-        plain = replace(self.settings, recipe=type(self.settings.recipe)()).as_dict()
+        plain = replace(self.settings, recipe=type(self.settings.recipe)(), leave_out=[]).as_dict()
         before, now = {**plain, **read_run(self.out)["settings"]}, self.settings.as_dict()
         for name in sorted(now.keys() - {"device"}):
             if before.get(name) != now[name]:
@@ -144,14 +148,17 @@ def compare(
         )
         for asked in {cell.settings.model: cell.settings for cell in cells}.values()
     }  # fmt: skip
-    todo = [cell for cell in cells if not cell.is_done()]
     for cell in cells:
         if (cell.out / RUN).exists() and read_run(cell.out)["shards_digest"] != digest:
             raise UserError(f"{cell.out}: the set {shard_set.folder} has changed since; give another --out")
     out.mkdir(parents=True, exist_ok=True)
     if not allow_leaks:
         _check_weights(cells, digest)
-    leaks = _check_leaks(cells, shard_set, out, stage, allowed=allow_leaks)
+    leaks, left_out = _check_leaks(cells, shard_set, out, stage, allowed=allow_leaks)
+    cells = [cell.without(left_out[cell.settings.fold]) for cell in cells]
+    if count := len(set().union(*left_out.values())):
+        say(f"{count} copies of held-out videos are not trained on where those are judged, but for --allow-leaks")
+    todo = [cell for cell in cells if not cell.is_done()]
     outlook = Outlook([_load(cell, shard_set, rows[cell.settings.model]["gflops"]) for cell in cells], jobs)
     say(f"{len(cells)} runs, {len(cells) - len(todo)} of them done; {outlook}")
     failed = _work(todo, jobs, outlook, say, stage)
@@ -163,6 +170,7 @@ def compare(
         "clips": cells[0].clips,
         "weights": "last",
         "leaks": leaks,
+        "left_out": {fold or "val": videos for fold, videos in left_out.items()},
         "rows": [_row(rows[name], [c for c in cells if c.settings.model == name], failed) for name in rows],
     }
     write_json(out / "comparison.json", found)
@@ -186,24 +194,30 @@ def _check_weights(cells: Sequence[Cell], digest: str) -> None:
 
 def _check_leaks(
     cells: Sequence[Cell], shard_set: ShardSet, out: Path, stage: Stage, *, allowed: bool
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str | None, list[str]]]:
+    """What stands on both sides; and for each fold the copies of what it holds out, which are then not trained on.
+
+    Raises `UserError` for the former. Where it is `allowed`, copies are among it, and nothing is left out.
+    """
+    pairs = copies(shard_set, out, stage, one_at_a_time(shard_set, cells[0].cache, cells[0].cache_size))
     side: dict[str, str] = {}
+    left_out: dict[str | None, list[str]] = {}
     for fold in dict.fromkeys(cell.settings.fold for cell in cells):
         train, held_out = train_and_val(shard_set, fold)
         if held_out is None:
             raise UserError(f"{shard_set.folder}: no split 'val' to judge on; give --folds")
+        left_out[fold] = [] if allowed else copies_of(held_out.videos, train.videos, pairs)
         if fold is None:
-            side |= dict.fromkeys(train.videos, "train")
+            side |= dict.fromkeys(without(train, left_out[fold]).videos, "train")
         side |= dict.fromkeys(held_out.videos, fold or "val")
-    local = one_at_a_time(shard_set, cells[0].cache, cells[0].cache_size)
-    found = crossing(shard_set, side, copies(shard_set, out, stage, local))
+    found = crossing(shard_set, side, pairs if allowed else ())
     if not allowed:
         found.refuse(f"{shard_set.folder}: what is held out shares with what is trained on")
-    return {"checked": True, "allowed": allowed, **found.as_dict()}
+    return {"checked": True, "allowed": allowed, **found.as_dict()}, left_out
 
 
 def _load(cell: Cell, shard_set: ShardSet, gflops: float) -> Load:
-    train, held_out = train_and_val(shard_set, cell.settings.fold)
+    train, held_out = train_and_val(shard_set, cell.settings.fold, cell.settings.leave_out)
     recipe = cell.settings.recipe
     judged = 0 if held_out is None else len(held_out)
     log = cell.out / LOG

@@ -60,6 +60,8 @@ def notes(found: dict[str, Any]) -> list[str]:
         "Intervals: Wilson's for accuracy; groups drawn anew 1,000 times for ROC-AUC.",
         f"Last column: {COURSE_SOURCE}.",
     ]
+    if count := len(set().union(*found.get("left_out", {}).values())):
+        lines.append(f"{count} copies of held-out videos were not trained on where those are judged.")
     if leaks["count"]:
         lines.append(f"Not a test score: {leaks['count']} groups or pairs of copies are on both sides.")
     return lines

@@ -107,9 +107,10 @@ def _kind(flag: click.Option) -> tuple[str, tuple[type, ...]]:
 
 
 def _pairs(where: str, value: Any, prefix: str = "") -> list[str]:
-    """A table as NAME=VALUE, a table in it as OUTER.NAME=VALUE; a word as itself."""
-    if isinstance(value, str) and not prefix:
-        return [value]
+    """A table as NAME=VALUE, a table in it as OUTER.NAME=VALUE; a word, or a list of words, as itself."""
+    words = value if isinstance(value, list) else [value]
+    if all(isinstance(word, str) for word in words) and not prefix:
+        return words
     if not isinstance(value, dict):
         raise UserError(f"{where} = {_toml(value)}: must be a table, such as {{fusion = 'concat'}}")
     pairs = []
@@ -124,13 +125,13 @@ def _pairs(where: str, value: Any, prefix: str = "") -> list[str]:
 
 
 def config_text(settings: Mapping[str, Any]) -> str:
-    """Settings as `RunSettings.as_dict` has them, as TOML that `read_config` takes; what is None is left out."""
+    """Settings as `RunSettings.as_dict` has them, as TOML that `read_config` takes, without what is not given."""
     command, left_out, model = "run", {"options"}, settings["model"]
     if model in PRETRAINING:
         command, left_out, model = "pretrain", {"options", *LABELS_ONLY}, model.removesuffix("_pretraining")
     lines = [f"# The settings of this run. `train {command} --config` repeats it.\n"]
     for name, value in {**settings, "model": model}.items():
-        if name not in left_out and value is not None:
+        if name not in left_out and value not in (None, []):
             lines.append(f"{name.replace('_', '-')} = {_toml(value)}\n")
     if settings.get("options"):
         lines.append("\n[option]\n")
@@ -146,4 +147,6 @@ def _toml(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
     return repr(value)

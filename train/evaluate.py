@@ -1,6 +1,8 @@
 """A trained model on a split: several clips a video, probabilities averaged, one verdict a video."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkFailed
 from pipeline.places import as_place
 from pipeline.report import Stage, no_stage
-from pipeline.shards.cache import Local, ShardCache, cache_for, one_at_a_time
+from pipeline.shards.cache import ShardCache, cache_for, one_at_a_time
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
-from pipeline.summary import summarize
+from pipeline.summary import digest
 from train.checkpoint import read_run
 from train.clips import Clips, Ints, evaluation_clips
 from train.compute import Compute
 from train.folds import train_and_val
 from train.inputs import make_input, to_clips
-from train.leakage import copies, crossing
+from train.leakage import crossing
+from train.learnt import Learnt, LocalOf
 from train.metrics import fit_threshold, score
 from train.ranks import Ranks
 from train.stream import ClipStream
@@ -57,7 +60,8 @@ def predict_split(
 ) -> Predictions:
     """Probabilities of every video of the stream's split: the mean over its clips, shown as `kind` of input.
 
-    The clips are spread over the ranks of `compute`, and all ranks get all probabilities.
+    The clips are spread over the ranks of `compute`, and all ranks get all probabilities. Raises `WorkFailed` for
+    a model that has diverged.
     """
     index, ranks = stream.index, compute.ranks
     chosen = evaluation_clips(index.frames, stream.sampling, clips)
@@ -75,16 +79,24 @@ def predict_split(
             np.add.at(total, videos, logits.softmax(1).double().cpu().numpy()[counted])
             np.add.at(count, videos, 1)
     total, count = (ranks.sum(torch.from_numpy(sums)).numpy() for sums in (total, count))
+    strange = np.flatnonzero(~np.isfinite(total).all(1))
+    if len(strange):
+        raise WorkFailed(
+            f"the model has diverged: what it gives for {index.videos[strange[0]]} is no probability; train it "
+            "with a lower --lr, a longer --warmup or --precision fp32"
+        )
     return Predictions(index.videos, total / count[:, None], labels)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate_run` finds: JSON-ready metrics, and what they are made from."""
+    """What `evaluate_run` finds: JSON-ready metrics, and what they are made from. `open_cache` gives the shards of
+    `index` to a `ClipStream`."""
 
     metrics: dict[str, Any]
     index: SplitIndex
     predictions: Predictions
+    open_cache: Callable[[SplitIndex], ShardCache | None]
 
 
 def evaluate_run(
@@ -107,6 +119,7 @@ def evaluate_run(
     labels. Of a run with `--fold`, `val` is its fold, and `train` the others.
 
     `threshold_from`: the split on which the threshold between two classes is fitted, never the judged one.
+    `chose_epoch` of the metrics says that judged videos had a say in which epoch has the `best` weights.
     Raises `UserError`; so where the judged videos, or copies of them, were learnt, but for `allow_leaks`.
     """
     about = read_run(run)
@@ -120,14 +133,14 @@ def evaluate_run(
     if fitted_on and len(about["labels"]) != 2:
         raise UserError(f"--threshold-from: there are {len(about['labels'])} classes; a threshold divides two")
     trained = load_trained(run, weights, compute)
-    leaks: dict[str, Any] = {"checked": False, "reason": "not asked for"}
-    if check_leaks:
-        local = one_at_a_time(shard_set, cache, cache_size)
-        leaks = _leaks(run, about, shard_set, index, split, threshold_from, stage, local, allowed=allow_leaks)
+    learnt, leaks = _learnt(about, shard_set)
+    open_cache = partial(cache_for, root=cache, limit=cache_size)
+    if check_leaks and learnt:
+        local_of = partial(one_at_a_time, root=cache, limit=cache_size)
+        leaks = _leaks(run, learnt, index, split, fitted_on, threshold_from, stage, local_of, allowed=allow_leaks)
 
     def predict(chosen: SplitIndex) -> Predictions:
-        source = cache_for(chosen, cache, cache_size)
-        return _predict(trained, chosen, compute, clips=clips, batch_size=batch_size, source=source)
+        return _predict(trained, chosen, compute, clips=clips, batch_size=batch_size, source=open_cache(chosen))
 
     threshold = _threshold(predict(fitted_on), threshold_from) if fitted_on else None
     found = predict(index)
@@ -143,9 +156,10 @@ def evaluate_run(
         "threshold": threshold,
         "threshold_from": threshold_from,
         "leaks": leaks,
+        "chose_epoch": weights == "best" and learnt is not None and learnt.chose_by(index),
         **score(found.probabilities, found.labels, about["labels"], groups=groups, threshold=threshold),
     }
-    return Evaluation(metrics, index, found)
+    return Evaluation(metrics, index, found, open_cache)
 
 
 def _predict(
@@ -184,32 +198,42 @@ def _threshold(found: Predictions, split: str | None) -> float:
         raise UserError(f"--threshold-from {split}: {error}") from error
 
 
+def _learnt(about: dict[str, Any], shard_set: ShardSet) -> tuple[Learnt | None, dict[str, Any]]:
+    """What the run has learnt from, if that is known; and what to say of leaks as long as nobody looked."""
+    try:
+        return Learnt.of(about, shard_set), {"checked": False, "reason": "not asked for"}
+    except UserError as error:
+        return None, {"checked": False, "reason": f"what was trained on cannot be compared: {error}"}
+
+
 def _leaks(
     run: Path,
-    about: dict[str, Any],
-    shard_set: ShardSet,
+    learnt: Learnt,
     index: SplitIndex,
     split: str,
+    fitted_on: SplitIndex | None,
     threshold_from: str | None,
     stage: Stage,
-    local: Local,
+    local_of: LocalOf,
     *,
     allowed: bool,
 ) -> dict[str, Any]:
-    """What of the judged videos was learnt. Learnt is what the run trained on, what chose its best epoch, and what
-    the threshold is fitted on. Raises `UserError` where there is such a thing and it is not `allowed`."""
-    if split == "train":
+    """What of the judged videos was learnt. Learnt is what the run trained on, what chose its best epoch (but
+    where that is judged), and what the threshold is fitted on. Raises `UserError` where there is such a thing and
+    it is not `allowed`."""
+    if split == "train" and learnt.same:
         return {"checked": False, "reason": "these videos were trained on: no score"}
-    if summarize(shard_set)["digest"] != about["shards_digest"]:
-        return {"checked": False, "reason": "not the set that was trained on, or it has changed since"}
-    learnt = ["train", *(["val"] if split != "val" and "val" in shard_set.splits else [])]
-    learnt += [threshold_from] if threshold_from and threshold_from not in learnt else []
-    side = {video: "learnt" for name in learnt for video in index_for(shard_set, about, name).videos}
+    names = ["train"] if split == "val" else ["train", "val"]
+    parts = {name: part for name in names if (part := learnt.split(name)) is not None}
+    side = {learnt.name(video): "learnt" for part in parts.values() for video in part.videos}
+    side |= dict.fromkeys(fitted_on.videos if fitted_on else [], "learnt")
     side |= dict.fromkeys(index.videos, "judged")
-    found = crossing(shard_set, side, copies(shard_set, run, stage, local))
+    found = crossing(learnt.judged, side, learnt.pairs(run, stage, local_of))
     if not allowed:
-        found.refuse(f"{shard_set.folder}: {split} shares with {', '.join(learnt)}")
-    return {"checked": True, "allowed": allowed, **found.as_dict()}
+        where = "" if learnt.same else f" of {learnt.shard_set.folder}"
+        where += f", or {threshold_from}" if threshold_from not in (None, *parts) else ""
+        found.refuse(f"{learnt.judged.folder}: {split} shares with {', '.join(parts)}{where}")
+    return {"checked": True, "allowed": allowed, "changed": learnt.changed, **found.as_dict()}
 
 
 def index_for(shard_set: ShardSet, about: dict[str, Any], split: str) -> SplitIndex:
@@ -226,12 +250,13 @@ def index_for(shard_set: ShardSet, about: dict[str, Any], split: str) -> SplitIn
             f"frames of {about['fingerprint']}; build the set with the same --fps, --size and --fit"
         )
     fold = about["settings"].get("fold")
-    if fold is None or split not in ("train", "val"):
+    changed = digest(shard_set) != about["shards_digest"]
+    if split not in ("train", "val") or (fold is None and (changed or split == "val")):
         return shard_set.split(split)
-    if summarize(shard_set)["digest"] != about["shards_digest"]:
+    if changed:
         raise UserError(
             f"{shard_set.folder}: is not the set that the run was trained on, so {split} of its fold {fold} is "
             "unknown there; name another split"
         )
-    train, val = train_and_val(shard_set, fold)
+    train, val = train_and_val(shard_set, fold, about["settings"].get("leave_out") or ())
     return val if split == "val" and val is not None else train

@@ -22,7 +22,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from models.family import Family
+from pipeline.commands import check_files
 from pipeline.errors import UserError, WorkFailed
+from pipeline.places import as_place
+from pipeline.shards.cache import cache_for
 from pipeline.shards.index import read_set
 from train.clips import Clips, evaluation_clips
 from train.compute import Compute
@@ -86,8 +89,7 @@ def export_run(
             f"--to {to}: needs {', '.join(missing)}; install them with pip install 'reelcache[export]'"
         )
     out = out or run / f"model{target.suffix}"
-    if out.exists() and not overwrite:
-        raise UserError(f"{out}: exists; give another --out, or --overwrite")
+    check_files({"--out": out}, overwrite=overwrite)
     compute = Compute(torch.device("cpu"), bf16=False)
     trained = load_trained(run, weights, compute)
     frames, kind = _parity_clips(trained, clips, say)
@@ -144,15 +146,16 @@ def _parity_clips(trained: Trained, clips: int, say: Callable[[str], None]) -> t
     """Clips of the run's own shard set, uint8 [clips, T, H, W, 3]; random pixels where it is gone, and that is
     said."""
     try:
-        shard_set = read_set(Path(trained.about["settings"]["shards"]))
+        shard_set = read_set(as_place(trained.about["settings"]["shards"]))
         index = index_for(shard_set, dict(trained.about), "val" if "val" in shard_set.splits else "train")
         chosen = evaluation_clips(index.frames, trained.sampling, 1)
         some = np.linspace(0, len(chosen) - 1, min(clips, len(chosen))).astype(np.int64)
         chosen = Clips(chosen.sample[some], chosen.start[some])
         how = trained.sampling
         with ClipStream(
-            index, frames_per_clip=how.frames, sampling=how.kind, stride=how.stride, batch_size=len(some)
-        ) as stream:
+            index, frames_per_clip=how.frames, sampling=how.kind, stride=how.stride, batch_size=len(some),
+            shards=cache_for(index),
+        ) as stream:  # fmt: skip
             return next(stream.batches(chosen)).frames.clone(), "real"
     except (UserError, KeyError) as error:
         say(f"parity is checked on random clips: {error}")

@@ -3,7 +3,7 @@
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -59,12 +59,35 @@ def parse_fold(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def train_and_val(shard_set: ShardSet, fold: str | None) -> tuple[SplitIndex, SplitIndex | None]:
+def train_and_val(
+    shard_set: ShardSet, fold: str | None, leave_out: Collection[str] = ()
+) -> tuple[SplitIndex, SplitIndex | None]:
     """What a run trains on, and what it is judged by after each epoch: the set's splits `train` and `val`, or,
     with `fold` k/K, both together less fold k, and fold k. Other splits are never touched.
 
     `fold` "k/K,j/J" is fold j of J of what fold k of K trains on: an inner fold, to choose settings by, that
-    leaves the outer fold untouched. Raises `UserError`."""
+    leaves the outer fold untouched. `leave_out`: videos that are not trained on. Raises `UserError`."""
+    train, held_out = _sides(shard_set, fold)
+    strange = sorted(set(leave_out).difference(train.videos)) if leave_out else []
+    if strange:
+        raise UserError(f"--leave-out {strange[0]}: is no video of {shard_set.folder} that would be trained on")
+    train = without(train, leave_out)
+    if not len(train):
+        raise UserError(
+            f"{shard_set.folder}: --leave-out, or copies of what is held out, leave nothing to train on"
+        )
+    return train, held_out
+
+
+def without(index: SplitIndex, videos: Collection[str]) -> SplitIndex:
+    """What is left of a split."""
+    if not videos:
+        return index
+    kept = set(index.videos).difference(videos)
+    return index.select(np.array([sample.video in kept for sample in index.samples]))
+
+
+def _sides(shard_set: ShardSet, fold: str | None) -> tuple[SplitIndex, SplitIndex | None]:
     if fold is None:
         return shard_set.split("train"), shard_set.split("val") if "val" in shard_set.splits else None
     shard_set.split("train")

@@ -1,14 +1,14 @@
 """Whether a score can be called one: groups and copies that are both in what was learnt and in what is judged."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.foreign import MOST_JSON, parse_json, read_text
-from pipeline.leaks import THRESHOLD, Pair, find_leaks
+from pipeline.leaks import THRESHOLD, Pair, find_leaks, joined_groups
 from pipeline.report import Stage, no_stage
 from pipeline.shards.cache import Local
 from pipeline.shards.index import ShardSet
@@ -58,6 +58,20 @@ def crossing(shard_set: ShardSet, side: Mapping[str, str], pairs: tuple[Pair, ..
     return Crossing(tuple(groups), tuple(both))
 
 
+def copies_of(held_out: Iterable[str], train: Iterable[str], pairs: Sequence[Pair]) -> list[str]:
+    """Those videos of `train` that are copies of a video that is held out, sorted.
+
+    Not all exact copies are pairs, so they count as one video; what is merely near to a near copy is none.
+    """
+    held_out, train = set(held_out), set(train)
+    itself = {video: video for video in held_out | train} | {v: v for pair in pairs for v in (pair.a, pair.b)}
+    one = joined_groups(itself, (pair for pair in pairs if pair.kind == "exact"))
+    bad = {one[video] for video in held_out}
+    near = [{one[pair.a], one[pair.b]} for pair in pairs]
+    bad = bad.union(*(both for both in near if both & bad))
+    return sorted(video for video in train if one[video] in bad)
+
+
 def copies(
     shard_set: ShardSet, kept_in: Path, stage: Stage = no_stage, local: Local | None = None
 ) -> tuple[Pair, ...]:
@@ -66,6 +80,11 @@ def copies(
     `local` gives a shard's path on this machine by its name; without it the set's folder does.
     """
     file = kept_in / f"copies-{summarize(shard_set)['digest']}.json"
+    return kept_pairs(file, lambda: find_leaks(shard_set, THRESHOLD, stage, local).pairs)
+
+
+def kept_pairs(file: Path, find: Callable[[], tuple[Pair, ...]]) -> tuple[Pair, ...]:
+    """What `find` gives, found once and kept in the file. Raises `UserError`."""
     if file.exists():
         try:
             kept = parse_json(read_text(file, MOST_JSON))
@@ -73,7 +92,7 @@ def copies(
                 return tuple(_pair(values) for values in kept["pairs"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: cannot be read ({error}); remove it, and it is made anew") from error
-    pairs = find_leaks(shard_set, THRESHOLD, stage, local).pairs
+    pairs = find()
     write_json(file, {"threshold": THRESHOLD, "pairs": [asdict(pair) for pair in pairs]})
     return pairs
 

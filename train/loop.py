@@ -21,7 +21,7 @@ import torch
 
 from models import count_parameters
 from models.origin import Origin
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkFailed
 from pipeline.places import absolute, as_place
 from pipeline.report import Stage
 from pipeline.shards.cache import cache_for, room_for
@@ -232,7 +232,10 @@ class Trainer:
         if self.val_index is None:
             return {}
         with self._judged(), self._stream(self.val_index) as stream:
-            return self.objective.validate(self.model, stream)
+            try:
+                return self.objective.validate(self.model, stream)
+            except WorkFailed as error:
+                raise WorkFailed(f"epoch {self.progress.epoch}: {error}") from error
 
     def _keep_best(self, line: dict[str, Any]) -> None:
         """The best epoch by the objective's measure, the later of two equals; without one, the last."""

@@ -23,6 +23,7 @@ from pipeline.report import Stage, Step
 from pipeline.shards.codec import get_codec
 from train.clips import Sampling, clip_frames, evaluation_clips
 from train.compute import Compute
+from train.tables import no_formula
 from train.trained import Trained
 
 Pixels = NDArray[np.uint8]
@@ -222,7 +223,9 @@ def timeline_csv(found: Sequence[Prediction]) -> str:
         for moment in prediction.timeline:
             best = labels[int(moment.probabilities.argmax())]
             numbers = [f"{value:.6f}" for value in moment.probabilities]
-            writer.writerow([prediction.video, f"{moment.start:.3f}", f"{moment.end:.3f}", best, *numbers, ""])
+            times = f"{moment.start:.3f}", f"{moment.end:.3f}"
+            writer.writerow([no_formula(prediction.video), *times, no_formula(best), *numbers, ""])
         if prediction.reason:
-            writer.writerow([prediction.video, "", "", "", *[""] * len(labels), prediction.reason])
+            empty = [""] * len(labels)
+            writer.writerow([no_formula(prediction.video), "", "", "", *empty, no_formula(prediction.reason)])
     return text.getvalue()

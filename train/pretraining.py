@@ -13,6 +13,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from models.family import Family
 from models.videomae import VideoMAEPretraining
+from pipeline.errors import WorkFailed
 from pipeline.shards.index import SplitIndex
 from train.augment import Draws, augment, draw_augmentation
 from train.clips import Clips, evaluation_clips
@@ -46,7 +47,7 @@ class MaskedPretraining(Objective):
 
     def splits(self) -> tuple[SplitIndex, SplitIndex | None]:
         """Train and val, or what the fold makes of them."""
-        return train_and_val(self.shard_set, self.settings.fold)
+        return train_and_val(self.shard_set, self.settings.fold, self.settings.leave_out)
 
     def build(self) -> Family:
         """The network, for the size of the set's frames."""
@@ -96,7 +97,7 @@ class MaskedPretraining(Objective):
     def validate(self, model: nn.Module, stream: ClipStream) -> dict[str, float]:
         """The loss of one clip a video, each time behind the same masks."""
         model.eval()
-        clips = evaluation_clips(stream.index.frames, self.recipe.frames, 1)
+        clips = evaluation_clips(stream.index.frames, stream.sampling, 1)
         own, fresh = spread(len(clips), self.compute.ranks)
         total, done = 0.0, 0
         with torch.inference_mode(), self.compute.autocast():
@@ -105,7 +106,12 @@ class MaskedPretraining(Objective):
                 mask = torch.cat([self.masks(1, seed=int(place)) for place in own[part]])
                 losses = model(self.clips_of(batch.frames), mask).double().cpu()
                 total += losses[torch.from_numpy(fresh[part])].sum().item()
-        return {"val_loss": self.compute.ranks.sum(torch.tensor([total], dtype=torch.float64)).item() / len(clips)}
+        loss = self.compute.ranks.sum(torch.tensor([total], dtype=torch.float64)).item() / len(clips)
+        if not np.isfinite(loss):
+            raise WorkFailed(
+                f"the loss on val became {loss}; try a lower --lr, a longer --warmup or --precision fp32"
+            )
+        return {"val_loss": loss}
 
     def close(self, model: nn.Module, stream: ClipStream | None) -> dict[str, Any]:
         """The loss on what is held out."""

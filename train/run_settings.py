@@ -20,6 +20,7 @@ class RunSettings:
     weights: str | None = None  # what the model starts from, where not from nothing
     options: dict[str, Any] = field(default_factory=dict)  # the family's own
     fold: str | None = None  # k/K: held out of train and val together, instead of val
+    leave_out: list[str] = field(default_factory=list)  # videos that are not trained on
     compile: bool = False
     fsdp: bool = False
 

@@ -47,11 +47,16 @@ class Stepper:
         found = dict(zip(sums, totals.tolist(), strict=True))
         if not np.isfinite(found["loss"]):
             loss = found["loss"] / batch.size
-            raise WorkFailed(f"the loss became {loss} at step {number}; try a lower --lr or --precision fp32")
+            epoch = number // self.steps_per_epoch + 1
+            raise WorkFailed(
+                f"epoch {epoch}: the loss became {loss} at step {number}; try a lower --lr, a longer --warmup or "
+                "--precision fp32"
+            )
         self.scaler.unscale_(self.optimizer)
         if "weight" in found:  # known only now that all parts of the batch are through
             self._scale_gradients(batch.size / found["weight"])
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()

@@ -105,13 +105,13 @@ def fill_boxes(clips: Tensor, box: Ints) -> None:
             clip[..., top : top + rows, left : left + columns] = 0
 
 
-def mix_pairs(clips: Tensor, weight: Floats, box: Ints) -> None:
-    """Mix clips 0 and 1, 2 and 3, … in place; both of a pair have the same `weight` [B] and `box`.
+def mix_pairs(clips: Tensor, weight: Floats, box: Ints, on: Ints) -> None:
+    """Mix each clip with the one `on` [B] places on, in place; both have the same `weight` [B] and `box`.
 
     Where the box is empty: weight · own + (1 - weight) · other (mixup). Else the box of the other (CutMix).
     """
-    for first in range(0, len(clips) - 1, 2):
-        one, other = clips[first], clips[first + 1]
+    for first in np.flatnonzero(on > 0):
+        one, other = clips[first], clips[first + on[first]]
         top, left, rows, columns = box[first].tolist()
         if rows and columns:
             region = (..., slice(top, top + rows), slice(left, left + columns))

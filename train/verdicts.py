@@ -16,6 +16,7 @@ from train.clips import Clips
 from train.evaluate import Evaluation, groups_of
 from train.metrics import decide
 from train.stream import ClipStream
+from train.tables import no_formula
 
 SHOWN = 10  # mistakes
 STRIP = 8  # frames of each
@@ -29,19 +30,14 @@ def write_csv(file: Path, found: Evaluation) -> None:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("video", "label", "group", *(f"p_{name}" for name in names), "predicted", "correct"))
-    shown = [_no_formula(name) for name in names]
+    shown = [no_formula(name) for name in names]
     for video, group, label, verdict, chances in zip(
         found.predictions.videos, groups_of(found.index), found.predictions.labels, predicted,
         found.predictions.probabilities.tolist(), strict=True,
     ):  # fmt: skip
-        own = (_no_formula(video), shown[label], _no_formula(group))
+        own = (no_formula(video), shown[label], no_formula(group))
         rows.writerow((*own, *chances, shown[verdict], int(label == verdict)))
     write_text(file, text.getvalue())
-
-
-def _no_formula(name: str) -> str:
-    """A name that no spreadsheet takes for a formula: one that could be has an apostrophe before it."""
-    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def write_curves(file: Path, found: Evaluation) -> None:
@@ -104,7 +100,10 @@ def _strips(found: Evaluation, places: list[int]) -> list[NDArray[np.uint8]]:
     if not places:
         return []
     first = np.unique(found.index.video, return_index=True)[1][places]
-    with ClipStream(found.index, frames_per_clip=STRIP, batch_size=len(places), sampling="uniform") as stream:
+    with ClipStream(
+        found.index, frames_per_clip=STRIP, batch_size=len(places), sampling="uniform",
+        shards=found.open_cache(found.index),
+    ) as stream:  # fmt: skip
         batch = next(iter(stream.batches(Clips(first, np.zeros_like(first)))))
         return list(batch.frames.numpy().copy())
 
