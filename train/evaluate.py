@@ -15,7 +15,7 @@ from pipeline.places import as_place
 from pipeline.report import Stage, no_stage
 from pipeline.shards.cache import ShardCache, cache_for
 from pipeline.shards.index import ShardSet, SplitIndex, read_set
-from pipeline.summary import summarize
+from pipeline.summary import digest, summarize
 from train.checkpoint import read_run
 from train.clips import Clips, Ints, evaluation_clips
 from train.compute import Compute
@@ -140,6 +140,7 @@ def evaluate_run(
         "model": about["model"],
         "weights": weights,
         "shards": str(shard_set.folder),
+        "shards_digest": digest(shard_set),
         "split": split,
         "fold": about["settings"].get("fold"),
         "clips": clips,
