@@ -47,6 +47,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build(root / "videos", root / "set", recipe=Recipe(width=48, height=48))
     result = train("run", *QUICK, "--shards", root / "set", "--out", root / "run")
     assert result.exit_code == 0, result.output
+    assert f"next: train eval {root / 'run'} or train report {root / 'run'}" in result.output
     return root / "run"
 
 
@@ -164,4 +165,5 @@ def test_a_report_keeps_what_stands_and_names_a_wrong_path(run_folder: Path, tmp
     (tmp_path / "report.html").write_text("mine")
     assert_one_clear_line(train("report", run_folder, "--out", tmp_path / "report.html"), 2, "--overwrite")
     assert_one_clear_line(train("report", tmp_path / "no-run"), 2, "no run here")
+    assert_one_clear_line(train("report", tmp_path / "no-run", "--out", tmp_path / "no" / "x"), 2, "no folder")
     assert (tmp_path / "report.html").read_text() == "mine"
