@@ -35,7 +35,11 @@ def broken_videos(shard_set: ShardSet) -> tuple[list[Entry], list[Entry]]:
     """The rejected and the damaged ones, by path."""
     rejected = [Entry("rejected", car.split, broken) for car in shard_set.sidecars for broken in car.rejected]
     damaged = [Entry("damaged", car.split, broken) for car in shard_set.sidecars for broken in car.damaged]
-    return tuple(sorted(entries, key=lambda entry: entry.broken.video) for entries in (rejected, damaged))
+    return sorted(rejected, key=_path), sorted(damaged, key=_path)
+
+
+def _path(entry: Entry) -> str:
+    return entry.broken.video
 
 
 def broken_text(rejected: Sequence[Entry], damaged: Sequence[Entry]) -> str:
@@ -45,7 +49,7 @@ def broken_text(rejected: Sequence[Entry], damaged: Sequence[Entry]) -> str:
     text = f"{len(rejected):,} rejected, {len(damaged):,} damaged and kept in part."
     if max(len(rejected), len(damaged)) > MOST:
         text += f" The first {MOST} of each are shown; prep inspect lists them all."
-    listed = sorted([*rejected[:MOST], *damaged[:MOST]], key=lambda entry: entry.broken.video)
+    listed = sorted([*rejected[:MOST], *damaged[:MOST]], key=_path)
     counts = Counter(_kind(entry.broken.reason) for entry in (*rejected, *damaged)).most_common()
     return f"<p>{text}</p>{_reasons(counts) if len(listed) > len(counts) else ''}{_table(listed)}"
 

@@ -173,7 +173,7 @@ def test_reasons_are_counted_without_their_numbers_and_no_kind_crowds_out_the_ot
 
 
 def test_a_video_of_the_sets_own_rate_or_more_has_that_rate(mixed_set: Path) -> None:
-    assert "median 5 a second, 5 to 5" in make_preview(read_set(mixed_set))
+    assert "all 5 a second" in make_preview(read_set(mixed_set))
 
 
 def test_a_set_without_any_video_says_so(tmp_path: Path) -> None:
@@ -253,12 +253,45 @@ def test_a_browser_filters_sorts_and_plays(mixed_set: Path, tmp_path: Path, brow
     assert browser.errors == []
 
 
+def test_a_browser_searches_plays_all_and_shows_more(tmp_path: Path, browser: Page) -> None:
+    for split in ("train", "val"):
+        write_video(tmp_path / "videos" / split / "calm" / "take_1.mp4", frames=40, salt=len(split))
+    for number in range(60):
+        (tmp_path / "videos" / "train" / "calm" / f"torn-{number}_2.mp4").write_bytes(b"no video at all")
+    build(tmp_path / "videos", tmp_path / "set", group_by=r"([^/]+)_[0-9]+\.mp4$")
+    page = tmp_path / "preview.html"
+    assert prep("preview", tmp_path / "set", "--out", page).exit_code == 0
+    browser.open(page)
+    cards = "document.querySelectorAll('#grid > li').length"
+    assert browser.run(cards) == 48
+    browser.run("document.getElementById('more').click()")
+    assert browser.run(cards) == 62 and browser.run("document.getElementById('more').hidden")
+    browser.run(f"{CHOOSE}('split', '=val')")
+    assert browser.run(cards) == 1
+    browser.run(f"{CHOOSE}('split', '')")
+    browser.run(f"{CHOOSE}('group', '=take')")
+    assert browser.run(cards) == 2
+    browser.run(f"{CHOOSE}('group', '')")
+    browser.run(f"{CHOOSE}('search', 'TAKE_1')")
+    assert browser.run(cards) == 2
+    assert browser.run("document.querySelector('#grid .name').textContent") == "calm/take_1.mp4"
+    assert browser.run("document.querySelector('#grid .about').title") == "train/calm/take_1.mp4"
+    for pressed in ("true", "false"):
+        browser.run("document.getElementById('play').click()")
+        states = "[...document.querySelectorAll('#grid .clip')].map(clip => clip.getAttribute('aria-pressed'))"
+        assert browser.run(states) == [pressed] * 2
+    assert browser.errors == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_needs_no_scrolling_sideways(mixed_set: Path, tmp_path: Path, browser: Page, scheme: str) -> None:
+def test_no_screen_needs_scrolling_sideways(
+    mixed_set: Path, tmp_path: Path, browser: Page, scheme: str, width: int
+) -> None:
     page = tmp_path / "preview.html"
     assert prep("preview", mixed_set, "--out", page).exit_code == 0
-    browser.open(page, width=390, prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
-    assert browser.run("document.documentElement.scrollWidth") == 390
+    browser.open(page, width=width, prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
+    assert browser.run("document.documentElement.scrollWidth") == width
     light = sum(map(int, re.findall(r"\d+", browser.run("getComputedStyle(document.body).backgroundColor"))[:3]))
     assert (light > 380) == (scheme == "light")
     assert browser.errors == []

@@ -157,7 +157,12 @@ def test_a_browser_shows_two_runs_and_plays_their_clips(run_folder: Path, tmp_pa
     browser.run(f"{clip}.click()")
     browser.wait(f"{clip}.dataset.frame !== '0'")
     browser.wait("document.querySelector('.now').getAttribute('x1') !== '0'")
-    assert browser.run("document.documentElement.scrollWidth") == 390
+    for width in (390, 1280):
+        for scheme in ("light", "dark"):
+            browser.open(page, width=width, prefers_color_scheme=scheme)
+            assert browser.run("document.documentElement.scrollWidth") == width
+    chart = "document.querySelector('figure.chart').getBoundingClientRect().width"
+    assert browser.run(chart) >= 380  # px, or its text is too small to read
     assert browser.run("document.title") == "2 runs: report" and browser.errors == []
 
 
