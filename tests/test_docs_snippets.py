@@ -52,7 +52,7 @@ BEYOND = {
 # Flags of other programs that pages name
 FOREIGN_FLAGS = {
     "--exhaustive", "--kills",  # pytest
-    "--gigabytes", "--only", "--table",  # benchmarks
+    "--gigabytes", "--only", "--table", "--looks",  # benchmarks, pictures
     "--nthreads", "--no-nanny",  # dask worker
 }  # fmt: skip
 OTHER_PROGRAMS = {"mkdir", "umask", "pip", "dask", "helm", "tensorboard", "source"}

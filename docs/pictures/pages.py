@@ -26,10 +26,10 @@ QUALITY = 70  # of WebP
 
 
 def write_pages(folder: Path, shards: Path, runs: list[Path]) -> list[Path]:
-    """Both pages. Made-up videos look alike, so leaks are allowed."""
+    """Both pages, of runs on this set. Made-up videos look alike, so leaks are allowed."""
     texts = {
         "preview": make_preview(read_set(shards)),
-        "report": make_report(runs, choose_compute("auto", "auto"), allow_leaks=True),
+        "report": make_report(runs, choose_compute("auto", "auto"), shards=shards, allow_leaks=True),
     }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
