@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from pipeline.commands import FOLDER, apply_options, json_option, overwrite_option, seed_option
+from pipeline.commands import FOLDER, apply_options, cache_flags, json_option, overwrite_option, seed_option
 from pipeline.console import print_json, print_table, progress
 from pipeline.report import no_stage
-from train.cli_options import DEFAULT_RUNS, cache_flags, device_flags, shards_option
+from train.cli_options import DEFAULT_RUNS, device_flags, shards_option
 from train.cli_recipe import config_option, family_option
 
 if TYPE_CHECKING:
