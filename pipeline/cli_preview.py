@@ -1,11 +1,20 @@
 """`prep preview`: a set to look at."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pipeline.cli_build import set_argument
-from pipeline.commands import FILE, check_files, deliver_page, json_option, overwrite_option, seed_option
+from pipeline.commands import (
+    FILE,
+    cache_options,
+    check_files,
+    deliver_page,
+    json_option,
+    overwrite_option,
+    seed_option,
+)
 from pipeline.console import progress
 
 
@@ -16,11 +25,10 @@ from pipeline.console import progress
               help="How many videos; of more, a sample by split and label.")  # fmt: skip
 @seed_option("that sample")
 @click.option("--leaks", is_flag=True, help="Look for near copies, too; reads every frame.")
+@cache_options
 @overwrite_option("the file of --out")
 @json_option
-def preview(
-    shards: Path | str, out: Path, videos: int, seed: int, leaks: bool, overwrite: bool, as_json: bool
-) -> None:
+def preview(shards: Path | str, out: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Write an HTML page that shows a shard set.
 
     Clips of SET (default data/shards) that play, distributions, copies, and what was rejected. The file is under
@@ -36,5 +44,5 @@ def preview(
     check_files({"--out": out}, overwrite=overwrite)
     shard_set = read_set(shards, whole=False)
     with progress("videos") as stage:
-        page = make_preview(shard_set, videos=videos, seed=seed, leaks=leaks, stage=stage)
+        page = make_preview(shard_set, stage=stage, **options)
     deliver_page(out, page, as_json=as_json)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import click
@@ -163,6 +164,26 @@ def _completion_command(program: str) -> click.Command:
     return completion
 
 
+def _bytes(_ctx: click.Context, _param: click.Parameter, given: str | None) -> int | None:
+    from pipeline.shards.cache import parse_bytes
+
+    return parse_bytes(given) if given else None
+
+
+cache_flags: list[Callable[[Any], Any]] = [
+    click.option(
+        "--cache", type=FOLDER,
+        help="Keep here what was fetched: shards of a set behind a URL.  [default: ~/.cache/reelcache]",
+    ),
+    click.option("--cache-size", metavar="50GB", callback=_bytes, help="At most so much is kept there."),
+]  # fmt: skip
+
+
+def cache_options(command: Any) -> Any:
+    """Where shards of a set that lies elsewhere are kept."""
+    return apply_options(cache_flags, command)
+
+
 def apply_options(options: Sequence[Callable[[Any], Any]], command: Any) -> Any:
     """The command with these flags, in this order."""
     for option in reversed(options):
@@ -215,6 +236,12 @@ def check_files(
             raise UserError(f"{flag} {file}: exists; give another name, or --overwrite")
         if not file.absolute().parent.is_dir():
             raise UserError(f"{flag} {file}: there is no folder {file.parent}")
+        try:
+            NamedTemporaryFile(prefix=f".{file.name}.", dir=file.absolute().parent).close()
+        except OSError as error:
+            raise UserError(
+                f"{flag} {file}: cannot be written there ({error.strerror}); give another place"
+            ) from error
 
 
 def deliver_page(out: Path, page: str, *, as_json: bool) -> None:

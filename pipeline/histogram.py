@@ -17,20 +17,23 @@ def histogram(title: str, unit: str, values: Sequence[float]) -> str:
     if not len(finite):
         return f"<figure><figcaption>{html(title)}</figcaption><p class=quiet>Nothing to count.</p></figure>"
     low, high = float(finite.min()), float(finite.max())
-    counts, edges = np.histogram(finite, bins=BINS if high > low else 1)
+    counts, edges = np.histogram(finite, bins=BINS)  # of one value a bar in the middle
     tallest = counts.max()
     step = (WIDE - 2 * LEFT) / len(counts)
     bars = "".join(
         f'<rect class="fill" x="{LEFT + step * number:.1f}" y="{HIGH - HIGH * count / tallest:.1f}" '
         f'width="{max(1, step - 2):.1f}" height="{HIGH * count / tallest:.1f}" rx="1.5">'
-        f"<title>{edges[number]:.4g} to {edges[number + 1]:.4g} {html(unit)}: {count:,}</title></rect>"
+        f"<title>{edges[number] if high > low else low:.4g} to {edges[number + 1] if high > low else high:.4g} "
+        f"{html(unit)}: {count:,}</title></rect>"
         for number, count in enumerate(counts)
         if count
     )
-    ends = f'<text x="{LEFT}" y="{HIGH + 18}">{low:.3g}</text>'
+    ends = f'<text class="mid" x="{WIDE / 2 + step / 2:g}" y="{HIGH + 18}">{low:.3g} {html(unit)}</text>'
+    median = f"all {low:.3g} {unit}"
     if high > low:
+        ends = f'<text x="{LEFT}" y="{HIGH + 18}">{low:.3g}</text>'
         ends += f'<text class="end" x="{WIDE - LEFT}" y="{HIGH + 18}">{high:.3g} {html(unit)}</text>'
-    median = f"median {np.median(finite):.3g} {unit}, {low:.3g} to {high:.3g}"
+        median = f"median {np.median(finite):.3g} {unit}, {low:.3g} to {high:.3g}"
     return (
         f'<figure><figcaption>{html(title)} <span class="quiet">{html(median)}</span></figcaption>'
         f'<svg class="histogram" viewBox="0 0 {WIDE} {HIGH + 24}" role="img" '

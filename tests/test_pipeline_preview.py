@@ -13,16 +13,20 @@ import pytest
 from browser import Page, browsing
 from click.testing import CliRunner, Result
 from conftest import SMALL, assert_one_clear_line, build, write_video
+from far import serving
 
 from pipeline.cli import main
 from pipeline.histogram import bars, histogram
 from pipeline.page import as_json, make_page
-from pipeline.preview import MOST_VIDEOS, PICTURES, fair_sample, make_preview
+from pipeline.preview import LIMIT, MOST_VIDEOS, PICTURES, make_preview
+from pipeline.preview import _budget as budget_beside
+from pipeline.preview_broken import MOST, Entry, broken_text
+from pipeline.preview_sample import fair_sample
 from pipeline.shards.index import read_set
+from pipeline.shards.sidecar import Broken
 from pipeline.sprites import LADDER, make_sheet, spread
 
 HOSTILE = "<img src=x onerror=document.title='pwned'>"
-LIMIT = 20_000_000
 CHOOSE = """((id, value) => {
   const field = document.getElementById(id);
   field.value = value;
@@ -131,13 +135,61 @@ def test_a_sheet_of_noise_keeps_to_its_budget(videos: int) -> None:
 
 
 def test_the_largest_page_is_under_20_mb(mixed_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.preview.make_sheet", lambda frames, budget: replace(
+    monkeypatch.setattr("pipeline.preview_clips.make_sheet", lambda frames, budget: replace(
         make_sheet(frames, 1), jpeg=b"\xff" * budget))  # fmt: skip
     page = make_preview(read_set(mixed_set), videos=9)
     clips = data_of(page)["clips"]
     worst = {"video": "\U0001f3a5" * 200, "label": "\U0001f3a5" * 200, "group": "\U0001f3a5" * 200}
     texts = len(as_json([{**clips[0], **worst, "sheet": None}] * MOST_VIDEOS).encode())
     assert PICTURES * 4 / 3 + texts < LIMIT and len(page.encode()) < LIMIT
+
+
+def test_pictures_are_the_smaller_the_longer_the_texts_are(
+    mixed_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.preview_clips.make_sheet", lambda frames, budget: replace(
+        make_sheet(frames, 1), jpeg=b"\xff" * budget))  # fmt: skip
+    monkeypatch.setattr("pipeline.preview.LIMIT", 700_000)
+    assert len(make_preview(read_set(mixed_set), videos=9).encode()) < 700_000
+
+
+def test_the_longest_texts_leave_room_for_pictures() -> None:
+    assert budget_beside(200, 0) == PICTURES // 200
+    # Signs that take six bytes each: in three names and, of the first, a reason; in the table of broken ones, too.
+    worst = 6 * (600 * MOST_VIDEOS + (300 + 900 + 2 * 700) * MOST)
+    noise = np.random.default_rng(0).integers(0, 256, (4, 112, 112, 3)).astype(np.uint8)
+    assert budget_beside(MOST_VIDEOS + 40, worst) > len(make_sheet(list(noise), 1).jpeg)
+
+
+def test_reasons_are_counted_without_their_numbers_and_no_kind_crowds_out_the_other() -> None:
+    rejected = [
+        Entry("rejected", "train", Broken(f"{n:04}.mp4", "a", "g", None, f"frame {n} is torn", n))
+        for n in range(400)
+    ]
+    damaged = [Entry("damaged", "val", Broken("0007b.mp4", "a", "g", None, "ends early", 3))]
+    text = broken_text(rejected, damaged)
+    assert '<td class="number">400</td><td>frame … is torn</td>' in text and "400 rejected, 1 damaged" in text
+    assert text.index("0007.mp4") < text.index("0007b.mp4") < text.index("0008.mp4")
+
+
+def test_a_video_of_the_sets_own_rate_or_more_has_that_rate(mixed_set: Path) -> None:
+    assert "all 5 a second" in make_preview(read_set(mixed_set))
+
+
+def test_a_set_without_any_video_says_so(tmp_path: Path) -> None:
+    (tmp_path / "videos" / "a").mkdir(parents=True)
+    (tmp_path / "videos" / "a" / "1.mp4").write_bytes(b"no video at all")
+    build(tmp_path / "videos", tmp_path / "set")
+    assert "No video was kept." in make_preview(read_set(tmp_path / "set", whole=False))
+
+
+def test_shards_from_elsewhere_are_fetched_once(mixed_set: Path, tmp_path: Path) -> None:
+    with serving(mixed_set) as far:
+        for name in ("one", "two"):
+            page = tmp_path / f"{name}.html"
+            found = prep("preview", far.url, "--out", page, "--cache", tmp_path / "cache", "--leaks")
+            assert found.exit_code == 0, found.output
+        assert far.shards() and set(far.shards().values()) == {1}
 
 
 def test_frames_are_spread_from_the_first_to_the_last() -> None:
@@ -153,6 +205,8 @@ def test_the_command_writes_a_file_and_keeps_what_stands(mixed_set: Path, tmp_pa
     assert json.loads(result.stdout) == {"file": str(out), "bytes": out.stat().st_size}
     assert_one_clear_line(prep("preview", mixed_set, "--out", out), 2, "--overwrite")
     assert_one_clear_line(prep("preview", mixed_set, "--out", tmp_path / "no" / "x.html"), 2, "no folder")
+    # Such a name is taken by no file system with the dot and the end that a page has while it is written.
+    assert_one_clear_line(prep("preview", "no-set", "--out", tmp_path / ("x" * 252)), 2, "cannot be written there")
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -199,12 +253,45 @@ def test_a_browser_filters_sorts_and_plays(mixed_set: Path, tmp_path: Path, brow
     assert browser.errors == []
 
 
+def test_a_browser_searches_plays_all_and_shows_more(tmp_path: Path, browser: Page) -> None:
+    for split in ("train", "val"):
+        write_video(tmp_path / "videos" / split / "calm" / "take_1.mp4", frames=40, salt=len(split))
+    for number in range(60):
+        (tmp_path / "videos" / "train" / "calm" / f"torn-{number}_2.mp4").write_bytes(b"no video at all")
+    build(tmp_path / "videos", tmp_path / "set", group_by=r"([^/]+)_[0-9]+\.mp4$")
+    page = tmp_path / "preview.html"
+    assert prep("preview", tmp_path / "set", "--out", page).exit_code == 0
+    browser.open(page)
+    cards = "document.querySelectorAll('#grid > li').length"
+    assert browser.run(cards) == 48
+    browser.run("document.getElementById('more').click()")
+    assert browser.run(cards) == 62 and browser.run("document.getElementById('more').hidden")
+    browser.run(f"{CHOOSE}('split', '=val')")
+    assert browser.run(cards) == 1
+    browser.run(f"{CHOOSE}('split', '')")
+    browser.run(f"{CHOOSE}('group', '=take')")
+    assert browser.run(cards) == 2
+    browser.run(f"{CHOOSE}('group', '')")
+    browser.run(f"{CHOOSE}('search', 'TAKE_1')")
+    assert browser.run(cards) == 2
+    assert browser.run("document.querySelector('#grid .name').textContent") == "calm/take_1.mp4"
+    assert browser.run("document.querySelector('#grid .about').title") == "train/calm/take_1.mp4"
+    for pressed in ("true", "false"):
+        browser.run("document.getElementById('play').click()")
+        states = "[...document.querySelectorAll('#grid .clip')].map(clip => clip.getAttribute('aria-pressed'))"
+        assert browser.run(states) == [pressed] * 2
+    assert browser.errors == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_needs_no_scrolling_sideways(mixed_set: Path, tmp_path: Path, browser: Page, scheme: str) -> None:
+def test_no_screen_needs_scrolling_sideways(
+    mixed_set: Path, tmp_path: Path, browser: Page, scheme: str, width: int
+) -> None:
     page = tmp_path / "preview.html"
     assert prep("preview", mixed_set, "--out", page).exit_code == 0
-    browser.open(page, width=390, prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
-    assert browser.run("document.documentElement.scrollWidth") == 390
+    browser.open(page, width=width, prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
+    assert browser.run("document.documentElement.scrollWidth") == width
     light = sum(map(int, re.findall(r"\d+", browser.run("getComputedStyle(document.body).backgroundColor"))[:3]))
     assert (light > 380) == (scheme == "light")
     assert browser.errors == []

@@ -14,9 +14,12 @@ STYLE = """
   text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: #1f2328 }
   .page { fill: #ffffff } .title { font-size: 15px; font-weight: 600 } .mid { text-anchor: middle }
   .end { text-anchor: end } .grid { stroke: #d1d9e0 } .curve { fill: none; stroke-width: 2 }
-  .bar { stroke-width: 1.5 } .dash { stroke: #818b98; stroke-dasharray: 4 4 }
+  .legend { paint-order: stroke; stroke: #ffffff; stroke-width: 4 }
+  .mean { stroke: #1f2328; stroke-width: 3 } .bar { stroke-width: 1.5 }
+  .dash { stroke: #818b98; stroke-dasharray: 4 4 }
   @media (prefers-color-scheme: dark) {
     text { fill: #f0f6fc } .page { fill: #0d1117 } .grid { stroke: #3d444d }
+    .mean { stroke: #f0f6fc } .legend { stroke: #0d1117 }
     .curve, .bar { filter: brightness(1.4) }
   }
 """
@@ -26,13 +29,15 @@ STYLE = """
 class Line:
     """A curve through points of (x, y), named in the legend (unless ""), in colour number `colour`.
 
-    `dots`: its points are marked, so that one alone is seen, too.
+    `dots`: its points are marked, so that one alone is seen, too. `mean`: it is the mean of the others, thick and
+    in the colour of text.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
     colour: int = 0
     dots: bool = False
+    mean: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Point:
 @dataclass(frozen=True)
 class Panel:
     """One chart. `x_range` and `y_range` are what its sides show; `log_x`: tens on the horizontal axis;
-    `legend_above`: the names of its lines stand at the top."""
+    `whole_x`: nothing between whole numbers; `legend_above`: the names of its lines stand at the top; `high`: px;
+    `empty`: what is said where there is nothing to draw."""
 
     title: str
     x_label: str
@@ -61,6 +67,9 @@ class Panel:
     log_x: bool = False
     diagonal: bool = False
     legend_above: bool = False
+    whole_x: bool = False
+    high: int = SIDE
+    empty: str = ""
 
 
 def write_svg(file: Path, panels: Sequence[Panel]) -> None:
@@ -78,7 +87,7 @@ def write_svg(file: Path, panels: Sequence[Panel]) -> None:
 
 def draw_inside(panel: Panel) -> str:
     """One panel as an `svg` element for a page that has STYLE among its own."""
-    wide, high = SIDE + GAP + 24, SIDE + 2 * GAP - 12
+    wide, high = SIDE + GAP + 24, panel.high + 2 * GAP - 12
     head = f'<svg viewBox="0 0 {wide} {high}" role="img" aria-label="{escape(panel.title)}">'
     return f'{head}<g transform="translate({GAP} {GAP - 16})">{_panel(panel)}</g></svg>'
 
@@ -88,32 +97,47 @@ def _panel(panel: Panel) -> str:
     up = _scale(panel.y_range)
 
     def at(x: float, y: float) -> str:
-        return f"{across(x) * SIDE:.1f} {(1 - up(y)) * SIDE:.1f}"
+        return f"{across(x) * SIDE:.1f} {(1 - up(y)) * panel.high:.1f}"
 
-    parts = [f'<text class="title" y="-18">{escape(panel.title)}</text>']
-    for value in _ticks(panel.x_range, log=panel.log_x):
-        x = across(value) * SIDE
-        parts.append(f'<path class="grid" d="M{x:.1f} 0V{SIDE}"/>{_text(x, SIDE + 18, _number(value), "mid")}')
-    for value in _ticks(panel.y_range):
-        y = (1 - up(value)) * SIDE
-        parts.append(f'<path class="grid" d="M0 {y:.1f}H{SIDE}"/>{_text(-8, y + 4, _number(value), "end")}')
-    parts.append(_text(SIDE / 2, SIDE + 40, panel.x_label, "mid"))
-    parts.append(f'<g transform="translate(-46 {SIDE / 2}) rotate(-90)">{_text(0, 0, panel.y_label, "mid")}</g>')
+    parts = [f'<text class="title" y="-18">{escape(panel.title)}</text>', *_axes(panel, at)]
     if panel.diagonal:
-        parts.append(f'<path class="dash" d="M0 {SIDE}L{SIDE} 0"/>')
+        parts.append(f'<path class="dash" d="M{at(0, 0)}L{at(1, 1)}"/>')
+    if panel.empty and not panel.lines and not panel.points:
+        parts.append(_text(SIDE / 2, panel.high / 2, panel.empty, "mid"))
+    parts += [*_lines(panel, at), *_points(panel.points, at)]
+    return "\n".join(parts) + "\n"
+
+
+def _axes(panel: Panel, at: Callable[[float, float], str]) -> list[str]:
+    (left, _), (bottom, _), high = panel.x_range, panel.y_range, panel.high
+    parts = []
+    for value in _ticks(panel.x_range, log=panel.log_x, whole=panel.whole_x):
+        x = float(at(value, bottom).split()[0])
+        parts.append(f'<path class="grid" d="M{x:.1f} 0V{high}"/>{_text(x, high + 18, _number(value), "mid")}')
+    for value in _ticks(panel.y_range):
+        y = float(at(left, value).split()[1])
+        parts.append(f'<path class="grid" d="M0 {y:.1f}H{SIDE}"/>{_text(-8, y + 4, _number(value), "end")}')
+    parts.append(_text(SIDE / 2, high + 40, panel.x_label, "mid"))
+    parts.append(f'<g transform="translate(-46 {high / 2}) rotate(-90)">{_text(0, 0, panel.y_label, "mid")}</g>')
+    return parts
+
+
+def _lines(panel: Panel, at: Callable[[float, float], str]) -> list[str]:
+    """Curves, and their legend in a corner."""
+    curves, legend = [], []
     for number, line in enumerate(panel.lines):
         colour = COLOURS[line.colour % len(COLOURS)]
-        path = "M" + "L".join(at(x, y) for x, y in line.points)
-        parts.append(f'<path class="curve" stroke="{colour}" d="{path}"/>')
+        look = 'class="curve mean"' if line.mean else f'class="curve" stroke="{colour}"'
+        curves.append(f'<path {look} d="M{"L".join(at(x, y) for x, y in line.points)}"/>')
         for point in line.points if line.dots else ():
             cx, cy = at(*point).split()
-            parts.append(f'<circle cx="{cx}" cy="{cy}" r="3" fill="{colour}"/>')
-        y = 20 + 20 * number if panel.legend_above else SIDE - 12 - 20 * (len(panel.lines) - 1 - number)
+            curves.append(f'<circle cx="{cx}" cy="{cy}" r="3" fill="{colour}"/>')
+        y = 20 + 20 * number if panel.legend_above else panel.high - 12 - 20 * (len(panel.lines) - 1 - number)
         if line.name:
-            parts.append(f'<path class="curve" stroke="{colour}" d="M{SIDE - 30} {y - 4}h20"/>')
-            parts.append(_text(SIDE - 36, y, line.name, "end"))
-    parts += _points(panel.points, at)
-    return "\n".join(parts) + "\n"
+            legend.append(
+                f'<path {look} d="M{SIDE - 30} {y - 4}h20"/>{_text(SIDE - 36, y, line.name, "legend end")}'
+            )
+    return [*curves, *legend]
 
 
 def _points(points: Sequence[Point], at: Callable[[float, float], str]) -> list[str]:
@@ -143,7 +167,7 @@ def _scale(ends: tuple[float, float], *, log: bool = False) -> Callable[[float],
     return lambda value: (change(value) - low) / (high - low)
 
 
-def _ticks(ends: tuple[float, float], *, log: bool = False) -> list[float]:
+def _ticks(ends: tuple[float, float], *, log: bool = False, whole: bool = False) -> list[float]:
     low, high = ends
     if log:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -152,6 +176,8 @@ def _ticks(ends: tuple[float, float], *, log: bool = False) -> list[float]:
     if high - low > 1.5 or high - low < 0.25:  # 1, 2 or 5 of whatever gives a handful
         power = 10.0 ** math.floor(math.log10((high - low) / 4))
         step = next(power * factor for factor in (1, 2, 5, 10) if (high - low) / (power * factor) <= 5)
+    if whole:
+        step = math.ceil(step)
     return [n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 

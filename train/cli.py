@@ -5,13 +5,12 @@ from typing import Any
 
 import click
 
-from pipeline.commands import Commands, json_option
+from pipeline.commands import Commands, cache_options, json_option
 from pipeline.console import print_json, print_table
 from train.cli_compare import compare
 from train.cli_eval import evaluate, score_rows
 from train.cli_options import (
     batch_size_option,
-    cache_options,
     check_families,
     compute_options,
     frames_option,
@@ -59,7 +58,7 @@ def run(ctx: click.Context, /, model: str, **flags: Any) -> None:
     """
     check_families("--model", [model])
     settings = settings_from(model, make_recipe(model, flags), flags)
-    train_run(ctx, settings, flags, _metric_rows, "train eval {out}")
+    train_run(ctx, settings, flags, _metric_rows, "train eval {out}", "train report {out}")
 
 
 @click.command()

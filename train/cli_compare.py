@@ -7,13 +7,12 @@ from typing import Any
 
 import click
 
-from pipeline.commands import FILE, FOLDER, check_files, json_option, names_in, overwrite_option
+from pipeline.commands import FILE, FOLDER, cache_options, check_files, json_option, names_in, overwrite_option
 from pipeline.console import print_json, print_table, progress
 from pipeline.places import absolute
 from train.cli_options import (
     FAMILIES,
     allow_leaks_option,
-    cache_options,
     check_families,
     clips_option,
     compute_options,

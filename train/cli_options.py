@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands import FOLDER, PLACE, apply_options, names_in
+from pipeline.commands import FOLDER, PLACE, apply_options, cache_flags, names_in
 
 Flag = Callable[[Any], Any]
 DEFAULT_SHARDS = Path("data/shards")
@@ -43,21 +43,6 @@ device_flags: list[Flag] = [
 ]  # fmt: skip
 
 
-def _bytes(_ctx: click.Context, _param: click.Parameter, given: str | None) -> int | None:
-    from pipeline.shards.cache import parse_bytes
-
-    return parse_bytes(given) if given else None
-
-
-cache_flags: list[Flag] = [
-    click.option(
-        "--cache", type=FOLDER,
-        help="Keep here what was fetched: shards of a set behind a URL.  [default: ~/.cache/reelcache]",
-    ),
-    click.option("--cache-size", metavar="50GB", callback=_bytes, help="At most so much is kept there."),
-]  # fmt: skip
-
-
 def split_option(flag: str, default: str | None, told: str) -> Flag:
     """A flag that names a split."""
     return click.option(
@@ -77,11 +62,6 @@ def model_option(table: str = FAMILIES, **attributes: Any) -> Flag:
         "--model", metavar="FAMILY", shell_complete=names_in(table), **attributes,
         help="The model family; `train models` lists them.",
     )  # fmt: skip
-
-
-def cache_options(command: Any) -> Any:
-    """Where shards of a set that lies elsewhere are kept."""
-    return apply_options(cache_flags, command)
 
 
 def compute_options(command: Any) -> Any:

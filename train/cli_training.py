@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from pipeline.commands import FOLDER, apply_options, json_option, overwrite_option, seed_option
+from pipeline.commands import FOLDER, apply_options, cache_flags, json_option, overwrite_option, seed_option
 from pipeline.console import print_json, print_table, progress
 from pipeline.report import no_stage
-from train.cli_options import DEFAULT_RUNS, cache_flags, device_flags, shards_option
+from train.cli_options import DEFAULT_RUNS, device_flags, shards_option
 from train.cli_recipe import config_option, family_option
 
 if TYPE_CHECKING:
@@ -82,12 +82,12 @@ def train_run(
     settings: "RunSettings",
     flags: dict[str, Any],
     rows: Callable[[dict[str, Any]], list[tuple[str, str]]],
-    then: str,
+    *then: str,
     **kept: Any,
 ) -> None:
     """Carry a run to its end by those of RUN_FLAGS that say how, and show its metrics as `rows`.
 
-    `then`: the command that comes next, with `{out}` for the run's folder. `kept`: more for the `Trainer`. Raises
+    `then`: the commands that come next, with `{out}` for the run's folder. `kept`: more for the `Trainer`. Raises
     `UserError`.
     """
     from pipeline.errors import UserError
@@ -117,7 +117,7 @@ def train_run(
         print_json({"run": str(out), **metrics})
         return
     print_table(str(out), rows(metrics))
-    click.echo(f"next: {then.replace('{out}', shlex.quote(str(out)))}")
+    click.echo(f"next: {' or '.join(then).replace('{out}', shlex.quote(str(out)))}")
 
 
 def claim(out: Path, *, resume: bool, overwrite: bool) -> None:

@@ -150,6 +150,7 @@ def evaluate_run(
         "model": about["model"],
         "weights": weights,
         "shards": str(shard_set.folder),
+        "shards_digest": digest(shard_set),
         "split": split,
         "fold": about["settings"].get("fold"),
         "clips": clips,

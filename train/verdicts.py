@@ -8,11 +8,11 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_curve, roc_curve
 
-from train.chart import Line, Panel, write_svg
+from train.chart import write_svg
 from train.checkpoint import write_text
 from train.clips import Clips
+from train.curves import curve_panels
 from train.evaluate import Evaluation, groups_of
 from train.metrics import decide
 from train.stream import ClipStream
@@ -43,26 +43,6 @@ def write_csv(file: Path, found: Evaluation) -> None:
 def write_curves(file: Path, found: Evaluation) -> None:
     """ROC and precision over recall, as SVG."""
     write_svg(file, curve_panels(found))
-
-
-def curve_panels(found: Evaluation) -> list[Panel]:
-    """ROC, and precision over recall: of two classes one ROC curve, else one a class against the rest."""
-    metrics, (_, probabilities, labels) = found.metrics, _columns(found)
-    names = metrics["labels"]
-    defined = [k for k in range(len(names)) if 0 < (labels == k).sum() < len(labels)]
-    roc, precision = [], []
-    for k in defined:
-        if len(names) > 2 or k == 1:
-            false_rate, true_rate, _ = roc_curve(labels == k, probabilities[:, k])
-            roc.append(Line(names[k], list(zip(false_rate.tolist(), true_rate.tolist(), strict=True)), k))
-        right, recall, _ = precision_recall_curve(labels == k, probabilities[:, k])
-        name = f"{names[k]}, {metrics['pr_auc_by_label'][names[k]]:.3f}"
-        precision.append(Line(name, list(zip(recall.tolist(), right.tolist(), strict=True)), k))
-    area = "undefined" if metrics["roc_auc"] is None else f"{metrics['roc_auc']:.3f}"
-    return [
-        Panel(f"ROC, area {area}", "false positive rate", "true positive rate", roc, diagonal=True),
-        Panel("Precision and recall, with area", "recall", "precision", precision),
-    ]
 
 
 def worst_mistakes(found: Evaluation, count: int = SHOWN) -> list[int]:

@@ -62,6 +62,11 @@ const Clips = (() => {
   const playAll = (root, on) => {
     for (const button of root.querySelectorAll(".clip")) { button.clip.held = on; set(button.clip, on); }
   };
+  /* What of a path fits on a card: its end tells most. */
+  const short = (path) => {
+    const end = path.split("/").slice(-2).join("/");
+    return end.length <= 44 ? end : "…" + end.slice(-43);
+  };
   const data = JSON.parse(document.getElementById("data").textContent);
-  return { data, make, player, playAll };
+  return { data, make, player, playAll, short };
 })();

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const PAGE = 48;
-  const { data, make, player, playAll } = Clips;
+  const { data, make, player, playAll, short } = Clips;
   const get = (id) => document.getElementById(id);
   const fields = ["search", "label", "split", "group", "state", "shortest", "longest", "sort"];
   let shown = [], count = 0;
@@ -13,14 +13,14 @@
   const number = (value, unit) => (value === null ? "" : `${Number(value.toPrecision(3))} ${unit}`);
   const about = (clip) => {
     const box = make("div", "about");
-    box.append(make("div", "name", clip.video));
+    box.append(make("div", "name", short(clip.video)));
     const chips = make("div", "chips");
     chips.append(make("span", "chip", clip.label), make("span", "chip", clip.split));
     if (clip.state !== "kept") chips.append(make("span", "chip bad", clip.state));
     box.append(chips);
     const facts = [number(clip.seconds, "s"), clip.motion === null ? "" : `motion ${Number(clip.motion.toPrecision(2))}`];
     box.append(make("div", "quiet", facts.filter(Boolean).join(" · ")));
-    if (clip.group !== clip.video) box.append(make("div", "quiet", `group ${clip.group}`));
+    if (clip.group !== clip.video) box.append(make("div", "quiet", `group ${short(clip.group)}`));
     if (clip.reason) box.append(make("div", "bad", clip.reason));
     box.title = clip.video;
     return box;

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { data, make, player } = Clips;
+  const { data, make, player, short } = Clips;
   const SVG = "http://www.w3.org/2000/svg";
   const draw = (tag, values) => {
     const element = document.createElementNS(SVG, tag);
@@ -20,7 +20,7 @@
     const [line, moved] = curve(clip);
     chips.append(make("span", "chip", `is ${clip.label}`));
     chips.append(make("span", clip.right ? "chip good" : "chip bad", `judged ${clip.judged}`));
-    about.append(make("div", "name", clip.video), chips);
+    about.append(make("div", "name", short(clip.video)), chips);
     about.append(make("div", "quiet", `${clip.label} ${clip.probability.toFixed(3)} · ${Number(clip.sheet.seconds.toPrecision(3))} s`));
     about.title = clip.video;
     box.append(player(clip.sheet, `${clip.label}, ${clip.video}`, moved), line, about);
