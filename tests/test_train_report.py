@@ -35,7 +35,7 @@ def judged(labels: list[int], classes: int) -> Evaluation:
     names, true = [f"label {number}" for number in range(classes)], np.array(labels)
     videos = [f"{number}.mp4" for number in range(len(labels))]
     metrics = score(chances, true, names, groups=videos)
-    return Evaluation(metrics, None, Predictions(videos, chances, true))  # type: ignore[arg-type]
+    return Evaluation(metrics, None, Predictions(videos, chances, true), lambda _: None)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
