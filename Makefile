@@ -25,8 +25,9 @@ demo: $(VENV)/installed  ## sample videos -> shards -> a trained model -> its sc
 	@echo "  prep inspect data/mine"
 	@echo "  train run --model early_fusion --shards data/mine"
 
+# A process for each core, with one thread each: threads of several processes wait for one another.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 docs: $(VENV)/installed  ## the site: site/index.html
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env -q -d build/doctrees docs site
