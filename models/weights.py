@@ -20,7 +20,7 @@ from models.cnn_weights import CNN_FORMATS
 from models.family import Family
 from models.formats import Format
 from models.normalisation import IMAGENET_MEAN, IMAGENET_STD
-from models.origin import OURS, Origin, read_origin
+from models.origin import OURS, Lesson, Origin, read_origin
 from models.vit import name_scale
 from models.vit_weights import VIT_CROSSINGS, VIT_FORMATS
 
@@ -36,7 +36,8 @@ LAYERS = ("trunk.", "blocks.", "layers.", "encoder.blocks.", "decoder.blocks.") 
 @dataclass(frozen=True)
 class Loaded:
     """What became of a file. `matched` and `missing` are our names (these kept their fresh weights), `unexpected`
-    are the file's, after conversion, that found no place; `mean`, `std`: the normalisation the weights expect."""
+    are the file's, after conversion, that found no place; `mean`, `std`: the normalisation the weights expect;
+    `learnt`: the sets that they have learnt from, of other people's weights none."""
 
     format: str
     matched: tuple[str, ...]
@@ -44,6 +45,7 @@ class Loaded:
     unexpected: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    learnt: tuple[Lesson, ...] = ()
 
 
 def load_weights(path: Path, model: Family, family: str) -> Loaded:
@@ -53,9 +55,7 @@ def load_weights(path: Path, model: Family, family: str) -> Loaded:
     Raises `ValueError` where the file cannot be read, is of no known format or of one that the family does not
     take, where nothing matches or a shape cannot be mended; then the model is as it was.
     """
-    is_run = path.is_dir()
-    if is_run:
-        path = path / "best.safetensors"
+    is_run, path = path.is_dir(), weights_file(path)
     state = read_state(path)
     origin = read_origin(path)
     try:
@@ -69,7 +69,13 @@ def load_weights(path: Path, model: Family, family: str) -> Loaded:
         raise ValueError(f"{path}: {error}") from error
     model.load_state_dict(fitting, strict=False)
     missing = tuple(name for name in model.state_dict() if name not in fitting)
-    return Loaded(found.name, tuple(fitting), missing, tuple(unexpected), found.mean, found.std)
+    learnt = origin.learnt if origin else ()
+    return Loaded(found.name, tuple(fitting), missing, tuple(unexpected), found.mean, found.std, learnt)
+
+
+def weights_file(path: Path) -> Path:
+    """The file that `--weights` means: itself, or the best one of a run's folder."""
+    return path / "best.safetensors" if path.is_dir() else path
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from models import build_model
 from models.family import Family
 from models.frames import fit_channels
-from models.origin import Origin
+from models.origin import UNKNOWN, Origin
 from models.videomae import VideoMAEPretraining
 from models.vit_mend import resize_positions
 from models.weights import load_weights
@@ -261,9 +261,24 @@ def test_a_run_folder_whose_weights_do_not_say_what_they_are_is_refused(tmp_path
         load_weights(tmp_path, fresh("s3d", num_frames=16), "s3d")
 
 
+def test_a_file_of_an_older_release_loads_and_does_not_know_what_it_learnt(tmp_path: Path) -> None:
+    model = fresh("early_fusion")
+    told = '{"family": "early_fusion", "options": {}, "mean": [0, 0, 0], "std": [1, 1, 1], "grid": null}'
+    save_file(model.state_dict(), tmp_path / "a.safetensors", {"reelcache": told})
+    loaded = load_weights(tmp_path / "a.safetensors", model, "early_fusion")
+    assert loaded.learnt == (UNKNOWN,) and not loaded.missing and not loaded.unexpected
+
+
+OLD = '"family": "s3d", "options": {}, "mean": [], "std": [], "grid": null'
+
+
 @pytest.mark.parametrize(
-    "told", ["{", "{}", '{"family": "s3d", "options": {}, "mean": 1, "std": [], "grid": null}']
-)
+    "told",
+    [
+        "{", "{}", '{"family": "s3d", "options": {}, "mean": 1, "std": [], "grid": null}',
+        f'{{{OLD}, "learnt": [{{}}]}}', f'{{{OLD}, "learnt": [{{"digest": 1}}]}}', f'{{{OLD}, "learnt": 3}}',
+    ],
+)  # fmt: skip
 def test_metadata_that_cannot_be_read_is_one_clear_line(tmp_path: Path, told: str) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"reelcache": told})
     with pytest.raises(ValueError, match="its metadata cannot be read"):

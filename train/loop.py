@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from models import count_parameters
-from models.origin import Origin
 from pipeline.errors import UserError, WorkFailed
 from pipeline.places import absolute, as_place
 from pipeline.report import Stage
@@ -134,7 +133,7 @@ class Trainer:
         about = checkpoint.read_run(self.out)
         if about["shards_digest"] != summarize(self.shard_set)["digest"]:
             raise UserError(f"{self.out}: the shard set {self.settings.shards} has changed since; start a new run")
-        self.objective.normalise_by(tuple(about["mean"]), tuple(about["std"]))
+        self.objective.go_on(about)
         path = self.out / checkpoint.CHECKPOINT
         if path.exists():
             self._equip()
@@ -283,8 +282,7 @@ class Trainer:
         )
 
     def _save_weights(self, name: str) -> None:
-        of = self.objective
-        origin = Origin(self.settings.model, self.settings.options, of.mean, of.std, self.model.grid)
+        origin = self.objective.origin(self.model)
         checkpoint.save_weights(self.out / name, self.model, origin, write=self.ranks.first)
 
     def _save_checkpoint(self) -> None:
