@@ -31,7 +31,8 @@ class Origin:
     """The family's name in MODELS and its options, the normalisation of RGB in [0, 1] that it was trained on, and
     the grid that its tokens lie on, None for a family without tokens.
 
-    `learnt`: what it learnt from, and what the weights that it started from did.
+    `learnt`: what it learnt from, and what the weights that it started from did. `labels`: what the rows of its
+    head's last layer stand for, None where there is no such or nobody wrote it down.
     """
 
     family: str
@@ -40,6 +41,7 @@ class Origin:
     std: tuple[float, ...]
     grid: Grid | None = None
     learnt: tuple[Lesson, ...] = (UNKNOWN,)
+    labels: tuple[str, ...] | None = None
 
     def as_metadata(self) -> dict[str, str]:
         """For the metadata of a safetensors file."""
@@ -68,7 +70,8 @@ def _parse(told: dict[str, Any]) -> Origin:
     """What older releases did not write is as if nobody knew it."""
     grid = None if told["grid"] is None else (int(told["grid"][0]), int(told["grid"][1]), int(told["grid"][2]))
     learnt = parse_lessons(told.get("learnt"))
-    return Origin(told["family"], told["options"], tuple(told["mean"]), tuple(told["std"]), grid, learnt)
+    labels = None if told.get("labels") is None else tuple(map(str, told["labels"]))
+    return Origin(told["family"], told["options"], tuple(told["mean"]), tuple(told["std"]), grid, learnt, labels)
 
 
 def parse_lessons(told: Any) -> tuple[Lesson, ...]:

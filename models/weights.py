@@ -6,7 +6,7 @@ What did not match is reported by name. Nothing is unpickled but tensors.
 import argparse
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from torch import Tensor
 from models.backbones import find_backbone
 from models.cnn_weights import CNN_FORMATS
 from models.family import Family
-from models.formats import Format
+from models.formats import LEFT_OUT, Format
+from models.head import fit_head
 from models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from models.origin import OURS, Lesson, Origin, read_origin
 from models.vit import name_scale
@@ -48,10 +49,11 @@ class Loaded:
     learnt: tuple[Lesson, ...] = ()
 
 
-def load_weights(path: Path, model: Family, family: str) -> Loaded:
+def load_weights(path: Path, model: Family, family: str, labels: Sequence[str] | None = None) -> Loaded:
     """Fill `model`, of the family of that name, from a file or from one of our run folders.
 
-    Tensors of another shape are mended by the family where it can; a head for other classes stays out.
+    Tensors of another shape are mended by the family where it can; a head that does not fit as a whole stays out,
+    and so does one for other labels than `labels`, where both are known.
     Raises `ValueError` where the file cannot be read, is of no known format or of one that the family does not
     take, where nothing matches or a shape cannot be mended; then the model is as it was.
     """
@@ -64,7 +66,8 @@ def load_weights(path: Path, model: Family, family: str) -> Loaded:
         found, bare = (_ours(origin, family), state) if origin else choose_format(state, family, model)
         converted = found.convert(bare)
         _check_network(converted, model)
-        fitting, unexpected = _fit(converted, model, origin)
+        headed = fit_head(converted, model.state_dict(), origin and origin.labels, labels)
+        fitting, unexpected = _fit(headed, model, origin)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     model.load_state_dict(fitting, strict=False)
@@ -199,14 +202,12 @@ def _fit(state: dict[str, Tensor], model: Family, origin: Origin | None) -> tupl
     moved = origin is not None and origin.grid not in (None, model.grid)
     for name, tensor in state.items():
         if name not in ours:
-            unexpected.append(name)
+            unexpected.append(name.removeprefix(LEFT_OUT))
             continue
         fits = tensor.shape == ours[name].shape and not (moved and name.endswith("pos_embed"))
         fitted = tensor if fits else model.mend(name, tensor, origin)
         if fitted is not None and fitted.shape == ours[name].shape:
             fitting[name] = fitted
-        elif name.startswith("head."):
-            unexpected.append(name)
         else:
             broken.append(f"{name} {list(tensor.shape)} for {list(ours[name].shape)}")
     if broken:

@@ -131,7 +131,9 @@ def test_a_runs_weights_say_what_they_are(small_set: Path, tmp_path: Path) -> No
     assert train(*run, "--out", tmp_path / "run").exit_code == 0
     origin = read_origin(tmp_path / "run" / "last.safetensors")
     learnt = (Lesson(digest(read_set(small_set))),)
-    assert origin == Origin("vivit", {"scale": "micro"}, IMAGENET_MEAN, IMAGENET_STD, (2, 3, 3), learnt)
+    assert origin == Origin(
+        "vivit", {"scale": "micro"}, IMAGENET_MEAN, IMAGENET_STD, (2, 3, 3), learnt, ("cats", "dogs")
+    )
     copy = (tmp_path / "run" / "best.safetensors").rename(tmp_path / "copy.safetensors")
     longer = train(*run, "--frames", 8, "--out", tmp_path / "longer", "--weights", copy)
     assert longer.exit_code == 0 and "copy.safetensors: reelcache vivit, " in longer.stderr

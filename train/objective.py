@@ -73,7 +73,7 @@ class Objective(ABC):
         """
         if self.settings.weights is None:
             return None
-        loaded = fill_model(Path(self.settings.weights), model, self.settings.model)
+        loaded = fill_model(Path(self.settings.weights), model, self.settings.model, self.labels)
         self.normalise_by(loaded.mean, loaded.std)
         self.say(f"{self.settings.weights}: {loaded.format}, {len(loaded.matched)} tensors loaded")
         for what, names in (("left as they were made", loaded.missing), ("not used", loaded.unexpected)):
@@ -110,6 +110,11 @@ class Objective(ABC):
         self.normalise_by(tuple(about["mean"]), tuple(about["std"]))
         self.started_from = about.get("started_from")
 
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Those that it learns, if it learns labels."""
+        return tuple(self.shard_set.labels) if self.learns_labels else None
+
     def origin(self, model: Family) -> Origin:
         """What the weights of this run say of themselves. Raises `UserError`."""
         settings = self.settings
@@ -119,7 +124,9 @@ class Objective(ABC):
         except (ValueError, TypeError) as error:
             raise UserError(f"run.json: started_from: learnt cannot be read: {error}") from error
         learnt = tuple(dict.fromkeys([own, *before]))
-        return Origin(settings.model, settings.options, self.mean, self.std, model.grid, learnt=learnt)
+        return Origin(
+            settings.model, settings.options, self.mean, self.std, model.grid, learnt, labels=self.labels
+        )
 
     def normalise_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Take these constants from now on; the model is built."""
