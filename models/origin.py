@@ -32,7 +32,8 @@ class Origin:
     the grid that its tokens lie on, None for a family without tokens.
 
     `learnt`: what it learnt from, and what the weights that it started from did. `labels`: what the rows of its
-    head's last layer stand for, None where there is no such or nobody wrote it down.
+    head's last layer stand for, None where there is no such or nobody wrote it down. `input`: what it was shown
+    of a clip, as `train.inputs.INPUTS` names it, None where nobody wrote it down.
     """
 
     family: str
@@ -42,6 +43,7 @@ class Origin:
     grid: Grid | None = None
     learnt: tuple[Lesson, ...] = (UNKNOWN,)
     labels: tuple[str, ...] | None = None
+    input: str | None = None
 
     def as_metadata(self) -> dict[str, str]:
         """For the metadata of a safetensors file."""
@@ -71,7 +73,8 @@ def _parse(told: dict[str, Any]) -> Origin:
     grid = None if told["grid"] is None else (int(told["grid"][0]), int(told["grid"][1]), int(told["grid"][2]))
     learnt = parse_lessons(told.get("learnt"))
     labels = None if told.get("labels") is None else tuple(map(str, told["labels"]))
-    return Origin(told["family"], told["options"], tuple(told["mean"]), tuple(told["std"]), grid, learnt, labels)
+    rest = learnt, labels, None if told.get("input") is None else str(told["input"])
+    return Origin(told["family"], told["options"], tuple(told["mean"]), tuple(told["std"]), grid, *rest)
 
 
 def parse_lessons(told: Any) -> tuple[Lesson, ...]:

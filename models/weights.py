@@ -38,7 +38,7 @@ LAYERS = ("trunk.", "blocks.", "layers.", "encoder.blocks.", "decoder.blocks.") 
 class Loaded:
     """What became of a file. `matched` and `missing` are our names (these kept their fresh weights), `unexpected`
     are the file's, after conversion, that found no place; `mean`, `std`: the normalisation the weights expect;
-    `learnt`: the sets that they have learnt from, of other people's weights none."""
+    `learnt`: the sets that they have learnt from, of other people's weights none; `input`: see `Origin`."""
 
     format: str
     matched: tuple[str, ...]
@@ -47,6 +47,7 @@ class Loaded:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     learnt: tuple[Lesson, ...] = ()
+    input: str | None = None
 
 
 def load_weights(path: Path, model: Family, family: str, labels: Sequence[str] | None = None) -> Loaded:
@@ -72,8 +73,8 @@ def load_weights(path: Path, model: Family, family: str, labels: Sequence[str] |
         raise ValueError(f"{path}: {error}") from error
     model.load_state_dict(fitting, strict=False)
     missing = tuple(name for name in model.state_dict() if name not in fitting)
-    learnt = origin.learnt if origin else ()
-    return Loaded(found.name, tuple(fitting), missing, tuple(unexpected), found.mean, found.std, learnt)
+    told = (origin.learnt, origin.input) if origin else ()
+    return Loaded(found.name, tuple(fitting), missing, tuple(unexpected), found.mean, found.std, *told)
 
 
 def weights_file(path: Path) -> Path:

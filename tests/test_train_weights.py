@@ -132,7 +132,7 @@ def test_a_runs_weights_say_what_they_are(small_set: Path, tmp_path: Path) -> No
     origin = read_origin(tmp_path / "run" / "last.safetensors")
     learnt = (Lesson(digest(read_set(small_set))),)
     assert origin == Origin(
-        "vivit", {"scale": "micro"}, IMAGENET_MEAN, IMAGENET_STD, (2, 3, 3), learnt, ("cats", "dogs")
+        "vivit", {"scale": "micro"}, IMAGENET_MEAN, IMAGENET_STD, (2, 3, 3), learnt, ("cats", "dogs"), "rgb"
     )
     copy = (tmp_path / "run" / "best.safetensors").rename(tmp_path / "copy.safetensors")
     longer = train(*run, "--frames", 8, "--out", tmp_path / "longer", "--weights", copy)

@@ -79,6 +79,11 @@ class Objective(ABC):
         for what, names in (("left as they were made", loaded.missing), ("not used", loaded.unexpected)):
             if names:
                 self.say(f"  {what}: {', '.join(names)}")
+        if loaded.input not in (None, self.recipe.input):
+            self.say(
+                f"Warning: --weights {self.settings.weights}: was trained with --input {loaded.input}, and "
+                f"this run shows it {self.recipe.input}"
+            )
         self._warn_of_what_was_learnt(loaded.learnt)
         self.started_from = {
             "file": self.settings.weights,
@@ -124,9 +129,8 @@ class Objective(ABC):
         except (ValueError, TypeError) as error:
             raise UserError(f"run.json: started_from: learnt cannot be read: {error}") from error
         learnt = tuple(dict.fromkeys([own, *before]))
-        return Origin(
-            settings.model, settings.options, self.mean, self.std, model.grid, learnt, labels=self.labels
-        )
+        told = learnt, self.labels, self.recipe.input
+        return Origin(settings.model, settings.options, self.mean, self.std, model.grid, *told)
 
     def normalise_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Take these constants from now on; the model is built."""
