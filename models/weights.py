@@ -27,6 +27,7 @@ from models.vit_weights import VIT_CROSSINGS, VIT_FORMATS
 
 FORMATS: tuple[Format, ...] = (*CNN_FORMATS, *VIT_FORMATS)
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+ACCEPTED = f"weights are files that end in {', '.join(SUFFIXES)}, or a run's folder"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # {"model": {…}, "epoch": 3}
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # DataParallel, torch.compile, Lightning, OpenMMLab
 
@@ -67,7 +68,7 @@ def load_weights(path: Path, model: Family, family: str, labels: Sequence[str] |
         found, bare = (_ours(origin, family), state) if origin else choose_format(state, family, model)
         converted = found.convert(bare)
         _check_network(converted, model)
-        headed = fit_head(converted, model.state_dict(), origin and origin.labels, labels)
+        headed = fit_head(converted, model.state_dict(), origin.labels if origin else None, labels)
         fitting, unexpected = _fit(headed, model, origin)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -78,14 +79,20 @@ def load_weights(path: Path, model: Family, family: str, labels: Sequence[str] |
 
 
 def weights_file(path: Path) -> Path:
-    """The file that `--weights` means: itself, or the best one of a run's folder."""
-    return path / "best.safetensors" if path.is_dir() else path
+    """The file that `--weights` means: itself, or the best one of a run's folder. Raises `ValueError` for a folder
+    without one."""
+    if not path.is_dir():
+        return path
+    best = path / "best.safetensors"
+    if not best.exists():
+        raise ValueError(f"{path}: is no run with weights: it has no {best.name}; {ACCEPTED}")
+    return best
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, on the CPU. Raises `ValueError` where it holds none."""
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: weights are files that end in {', '.join(SUFFIXES)}, or a run's folder")
+        raise ValueError(f"{path}: {ACCEPTED}")
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)

@@ -277,6 +277,11 @@ def test_a_file_of_ours_is_known_outside_its_run(tmp_path: Path) -> None:
     assert (loaded.format, loaded.mean, loaded.missing) == ("reelcache vivit", (0.1, 0.2, 0.3), ())
 
 
+def test_a_folder_that_is_no_run_is_told_apart_from_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is no run with weights: it has no best.safetensors; weights are files"):
+        load_weights(tmp_path, fresh("single_frame"), "single_frame")
+
+
 def test_a_run_folder_whose_weights_do_not_say_what_they_are_is_refused(tmp_path: Path) -> None:
     saved(dict(fresh("s3d", num_frames=16).state_dict()), tmp_path / "best.safetensors")
     with pytest.raises(ValueError, match=r"best.safetensors: does not say what it holds"):
