@@ -80,6 +80,7 @@ class Trainer:
         self._check_batches()
         torch.manual_seed(settings.seed)
         self.model = self.compute.prepare(self.objective.build())
+        self._parameters = count_parameters(self.model)  # before any of them is frozen
         if settings.compile:
             compile_model(self.model, self.compute)
         self.steps_per_epoch = -(-self.clips_per_epoch // self.recipe.batch_size)
@@ -110,7 +111,8 @@ class Trainer:
         )
         shown = self.val_index or self.train_index
         own = self.objective.components(self.out, partial(self._stream, shown))
-        general = carried(self.settings, self.model, self.objective.best_by)
+        fresh = (self.objective.started_from or {}).get("missing", ())
+        general = carried(self.settings, self.model, self.objective.best_by, fresh)
         self.components = [*general, *own, *self._scalars]
         self.step = Stepper(self.model, self.objective, self.optimizer, self.steps_per_epoch)
 
@@ -252,7 +254,7 @@ class Trainer:
             found = self.objective.close(self.model, stream)
         return {
             "model": self.settings.model,
-            "parameters": count_parameters(self.model),
+            "parameters": self._parameters,
             "epochs": at.epoch,
             "best_epoch": at.best_epoch,
             **found,

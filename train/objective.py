@@ -114,6 +114,8 @@ class Objective(ABC):
         """Take over what the run's description says of its first weights. Raises `UserError`."""
         self.normalise_by(tuple(about["mean"]), tuple(about["std"]))
         self.started_from = about.get("started_from")
+        if self.started_from and not isinstance(self.started_from.get("missing"), list):
+            raise UserError("run.json: started_from: missing is no list")
 
     @property
     def labels(self) -> tuple[str, ...] | None:
