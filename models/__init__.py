@@ -57,6 +57,12 @@ def _build(name: str, place: str, given: dict[str, Any], options: dict[str, Any]
     return model
 
 
+def takes(name: str, option: str) -> bool:
+    """Whether the family in MODELS has an option of that name."""
+    module, _, cls = MODELS[name].partition(":")
+    return option in signature(getattr(import_module(module), cls)).parameters
+
+
 def _check_options(name: str, options: dict[str, Any], defaults: dict[str, Any]) -> None:
     """Raises `ValueError` for an option that the family has not, or of another kind than its default."""
     known = [option for option in defaults if option not in ("num_classes", "num_frames", "size")]

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+LEFT_OUT = "left_out."  # put before the name of a tensor that must not be taken: no model has such a name
+
 
 @dataclass(frozen=True)
 class Format:
     """A checkpoint format of other people.
 
-    `recognises` judges by the key names alone; `convert` renames the tensors to our names. `families` are the
+    `recognises` judges by the key names alone; `convert` renames the tensors to our names, and loses none that
+    ought to be reported. `families` are the
     names in MODELS that take it. `mean` and `std`: the normalisation of RGB in [0, 1] that the weights expect.
     """
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.formats import Format
+from models.head import leave_out
 from models.normalisation import HALF, IMAGENET_MEAN, IMAGENET_STD
 from models.videomae import sincos_table
 
@@ -82,18 +83,13 @@ def from_mmaction(state: State) -> State:
 
 
 def to_classifier(state: State) -> State:
-    """VideoMAE's encoder by the classifier's names, without the decoder and the norm before it.
+    """VideoMAE's encoder by the classifier's names; those of the decoder, and of the norm before it, it has not.
 
     A fine-tuned model without fc_norm reads its first token rather than the mean (a common slip: the base model's
-    `use_mean_pooling=False` kept). Its head would read noise here and goes; its norm is left to be reported.
+    `use_mean_pooling=False` kept). Its head would read noise here and is left out.
     """
     state = {re.sub(r"^encoder\.", "", name): tensor for name, tensor in state.items()}
-    dropped: tuple[str, ...] = ("decoder.", "encoder_to_decoder.", "mask_token")
-    if "head.weight" not in state:
-        dropped += ("norm.",)
-    elif "fc_norm.weight" not in state:
-        dropped += ("head.",)
-    return {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
+    return state if "fc_norm.weight" in state else leave_out(state, "head.")
 
 
 def to_pretraining(state: State) -> State:
@@ -110,7 +106,7 @@ def timm_to_vivit(state: State) -> State:
     """
     if state["patch_embed.proj.weight"].ndim == 5:
         return state
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "fc_norm."))}
+    state = leave_out(state, "head.", "fc_norm.")
     if "pos_embed" in state:
         state["pos_embed"] = state["pos_embed"][None]
     return state
@@ -124,9 +120,9 @@ def timm_to_videomae(state: State) -> State:
         if found:
             query, _, value = tensor.chunk(3)
             converted |= {f"{prefix}.attn.q_bias": query, f"{prefix}.attn.v_bias": value}
-        elif name.startswith(("patch_embed.", "blocks.")):
+        else:
             converted[name] = tensor
-    return converted
+    return leave_out(converted, "head.", "fc_norm.")
 
 
 def _has(*patterns: str, without: str = "") -> Callable[[set[str]], bool]:

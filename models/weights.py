@@ -6,7 +6,7 @@ What did not match is reported by name. Nothing is unpickled but tensors.
 import argparse
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,16 @@ from torch import Tensor
 from models.backbones import find_backbone
 from models.cnn_weights import CNN_FORMATS
 from models.family import Family
-from models.formats import Format
+from models.formats import LEFT_OUT, Format
+from models.head import fit_head
 from models.normalisation import IMAGENET_MEAN, IMAGENET_STD
-from models.origin import OURS, Origin, read_origin
+from models.origin import OURS, Lesson, Origin, read_origin
 from models.vit import name_scale
 from models.vit_weights import VIT_CROSSINGS, VIT_FORMATS
 
 FORMATS: tuple[Format, ...] = (*CNN_FORMATS, *VIT_FORMATS)
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+ACCEPTED = f"weights are files that end in {', '.join(SUFFIXES)}, or a run's folder"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # {"model": {…}, "epoch": 3}
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # DataParallel, torch.compile, Lightning, OpenMMLab
 
@@ -36,7 +38,8 @@ LAYERS = ("trunk.", "blocks.", "layers.", "encoder.blocks.", "decoder.blocks.") 
 @dataclass(frozen=True)
 class Loaded:
     """What became of a file. `matched` and `missing` are our names (these kept their fresh weights), `unexpected`
-    are the file's, after conversion, that found no place; `mean`, `std`: the normalisation the weights expect."""
+    are the file's, after conversion, that found no place; `mean`, `std`: the normalisation the weights expect;
+    `learnt`: the sets that they have learnt from, of other people's weights none; `input`: see `Origin`."""
 
     format: str
     matched: tuple[str, ...]
@@ -44,18 +47,19 @@ class Loaded:
     unexpected: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    learnt: tuple[Lesson, ...] = ()
+    input: str | None = None
 
 
-def load_weights(path: Path, model: Family, family: str) -> Loaded:
+def load_weights(path: Path, model: Family, family: str, labels: Sequence[str] | None = None) -> Loaded:
     """Fill `model`, of the family of that name, from a file or from one of our run folders.
 
-    Tensors of another shape are mended by the family where it can; a head for other classes stays out.
+    Tensors of another shape are mended by the family where it can; a head that does not fit as a whole stays out,
+    and so does one for other labels than `labels`, where both are known.
     Raises `ValueError` where the file cannot be read, is of no known format or of one that the family does not
     take, where nothing matches or a shape cannot be mended; then the model is as it was.
     """
-    is_run = path.is_dir()
-    if is_run:
-        path = path / "best.safetensors"
+    is_run, path = path.is_dir(), weights_file(path)
     state = read_state(path)
     origin = read_origin(path)
     try:
@@ -64,18 +68,31 @@ def load_weights(path: Path, model: Family, family: str) -> Loaded:
         found, bare = (_ours(origin, family), state) if origin else choose_format(state, family, model)
         converted = found.convert(bare)
         _check_network(converted, model)
-        fitting, unexpected = _fit(converted, model, origin)
+        headed = fit_head(converted, model.state_dict(), origin.labels if origin else None, labels)
+        fitting, unexpected = _fit(headed, model, origin)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     model.load_state_dict(fitting, strict=False)
     missing = tuple(name for name in model.state_dict() if name not in fitting)
-    return Loaded(found.name, tuple(fitting), missing, tuple(unexpected), found.mean, found.std)
+    told = (origin.learnt, origin.input) if origin else ()
+    return Loaded(found.name, tuple(fitting), missing, tuple(unexpected), found.mean, found.std, *told)
+
+
+def weights_file(path: Path) -> Path:
+    """The file that `--weights` means: itself, or the best one of a run's folder. Raises `ValueError` for a folder
+    without one."""
+    if not path.is_dir():
+        return path
+    best = path / "best.safetensors"
+    if not best.exists():
+        raise ValueError(f"{path}: is no run with weights: it has no {best.name}; {ACCEPTED}")
+    return best
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, on the CPU. Raises `ValueError` where it holds none."""
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: weights are files that end in {', '.join(SUFFIXES)}, or a run's folder")
+        raise ValueError(f"{path}: {ACCEPTED}")
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
@@ -193,14 +210,12 @@ def _fit(state: dict[str, Tensor], model: Family, origin: Origin | None) -> tupl
     moved = origin is not None and origin.grid not in (None, model.grid)
     for name, tensor in state.items():
         if name not in ours:
-            unexpected.append(name)
+            unexpected.append(name.removeprefix(LEFT_OUT))
             continue
         fits = tensor.shape == ours[name].shape and not (moved and name.endswith("pos_embed"))
         fitted = tensor if fits else model.mend(name, tensor, origin)
         if fitted is not None and fitted.shape == ours[name].shape:
             fitting[name] = fitted
-        elif name.startswith("head."):
-            unexpected.append(name)
         else:
             broken.append(f"{name} {list(tensor.shape)} for {list(ours[name].shape)}")
     if broken:

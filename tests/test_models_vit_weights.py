@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_models_vit import awake
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +19,7 @@ from models.vit import SIZES
 from models.vit_mend import mend_kernel, mend_positions
 from models.vit_weights import VIT_FORMATS
 from models.vivit import ViViT
+from models.weights import load_weights
 
 State = dict[str, Tensor]
 
@@ -31,15 +33,15 @@ def load(model: Family, state: State, family: str, fresh: str = "", unused: str 
 
     `fresh`: a pattern of our names without foreign weights. `unused`: of foreign weights without a name of ours.
     """
-    own, converted = model.state_dict(), format_of(state, family).convert(dict(state))
-    assert all(re.match(unused or "$", name) for name in set(converted) - set(own)), set(converted) - set(own)
-    assert all(re.match(fresh or "$", name) for name in set(own) - set(converted)), set(own) - set(converted)
-    for name in set(own) & set(converted):
-        tensor = converted[name]
-        fitting = tensor if tensor.shape == own[name].shape else model.mend(name, tensor, None)
-        assert fitting is not None, name
-        own[name] = fitting
-    model.load_state_dict(own)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "foreign.safetensors"
+        save_file({name: tensor.clone() for name, tensor in state.items()}, path)
+        loaded = load_weights(path, model, family)
+    assert loaded.format == format_of(state, family).name
+    assert all(re.match(unused or "$", name) for name in loaded.unexpected), loaded.unexpected
+    assert all(re.match(fresh or "$", name) for name in loaded.missing), loaded.missing
+    if unused:
+        assert loaded.unexpected
 
 
 def hugging_face(kind: str, scale: str, frames: int, side: int) -> nn.Module:
@@ -137,7 +139,8 @@ def test_a_pre_trained_encoder_becomes_a_classifier(tmp_path: Path) -> None:
     load(ours, saved(twin, tmp_path, 5), "videomae_pretraining")
     for state in (saved(twin, tmp_path, 4), saved(twin, tmp_path, 5), ours.state_dict()):
         model = VideoMAE(num_classes=2, num_frames=4, size=(64, 64), scale="micro")
-        load(model, state, "videomae", fresh=r"(fc_norm|head)\.")
+        decoder = r"norm\.|encoder_to_decoder\.|mask_token|decoder\."
+        load(model, state, "videomae", fresh=r"(fc_norm|head)\.", unused=decoder)
         for name, tensor in model.blocks.state_dict().items():
             assert torch.equal(tensor, ours.encoder.blocks.state_dict()[name])
 
@@ -217,7 +220,7 @@ def test_timms_vit_gives_the_same_tokens_for_each_frame(embedding: str) -> None:
         embedding=embedding,
     )  # fmt: skip
     state, clips = timm_vit(64), torch.randn(2, 4, 3, 64, 64)
-    load(model, state, "vivit", fresh=r"(temporal|head)\.")
+    load(model, state, "vivit", fresh=r"(temporal|head)\.", unused=r"head\.")
     pictures = (clips if embedding == "uniform" else clips[:, 1::2]).flatten(0, 1)
     assert distance(model.tokens(clips), timm_tokens(state, pictures, "tanh")) < 1e-5
     assert distance(model.tokens(clips), timm_tokens(state, pictures)) < 1e-3
@@ -227,7 +230,7 @@ def test_timms_vit_gives_the_same_tokens_for_each_frame(embedding: str) -> None:
 def test_timms_vit_starts_every_vivit(attention: str) -> None:
     """From larger pictures, too; a picture's positions are those of all time steps."""
     model = ViViT(num_classes=2, num_frames=8, size=(64, 64), scale="micro", attention=attention)
-    load(model, timm_vit(96), "vivit", fresh=r"head\.|blocks.\d.(norm|attn)_time", unused="cls_token")
+    load(model, timm_vit(96), "vivit", fresh=r"head\.|blocks.\d.(norm|attn)_time", unused=r"cls_token|head\.")
     steps = model.pos_embed[:, -4 * 16 :].view(4, 16, 48)
     torch.testing.assert_close(steps[0], steps[3])
     assert steps[0].std() > 0.1
@@ -241,7 +244,7 @@ def test_our_own_vivit_is_not_taken_for_timms() -> None:
 def test_timms_vit_starts_videomae_without_the_keys_bias() -> None:
     model = VideoMAE(num_classes=2, num_frames=2, size=(64, 64), scale="micro")
     state = timm_vit(64)
-    load(model, state, "videomae", fresh=r"(fc_norm|head)\.")
+    load(model, state, "videomae", fresh=r"(fc_norm|head)\.", unused=r"cls_token|pos_embed|norm\.|head\.")
     picture = torch.randn(1, 3, 64, 64)
     # without its [class] token, and with VideoMAE's positions
     state |= {"cls_token": torch.empty(1, 0, 48), "pos_embed": sincos_positions(model.grid, 48)}

@@ -17,7 +17,7 @@ from torch.nn import functional
 from models import build_model
 from models.family import Family
 from models.frames import fit_channels
-from models.origin import Origin
+from models.origin import UNKNOWN, Origin
 from models.videomae import VideoMAEPretraining
 from models.vit_mend import resize_positions
 from models.weights import load_weights
@@ -63,9 +63,9 @@ def saved(state: Any, path: Path) -> Path:
     return path
 
 
-def ours(model: Family, family: str, path: Path) -> Path:
+def ours(model: Family, family: str, path: Path, labels: tuple[str, ...] | None = None) -> Path:
     """As a run of that family saves it."""
-    origin = Origin(family, {}, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), model.grid)
+    origin = Origin(family, {}, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), model.grid, labels=labels)
     save_weights(path, model, origin)
     return path
 
@@ -221,7 +221,27 @@ def test_a_run_gives_all_but_a_head_for_other_classes_and_its_normalisation(tmp_
         and loaded.mean == (0.1, 0.2, 0.3)
         and loaded.std == (0.4, 0.5, 0.6)
     )
-    assert set(loaded.unexpected) == set(loaded.missing) == {"head.4.bias", "head.4.weight"}
+    head = {f"head.{layer}.{kind}" for layer in (0, 2, 4) for kind in ("weight", "bias")}
+    assert set(loaded.unexpected) == set(loaded.missing) == head
+
+
+def test_a_head_is_sorted_by_the_labels_and_one_for_others_stays_out(
+    tmp_path: Path,
+) -> None:
+    run, model = fresh("single_frame").eval(), fresh("single_frame").eval()
+    path = ours(run, "single_frame", tmp_path / "a.safetensors", ("fight", "calm"))
+    assert not load_weights(path, model, "single_frame", ["calm", "fight"]).missing
+    clips = torch.randn(1, 2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(clips), run(clips).flip(1))
+    loaded = load_weights(path, model, "single_frame", ["cats", "dogs"])
+    assert len(loaded.unexpected) == 6 and set(loaded.unexpected) == set(loaded.missing)
+
+
+def test_a_head_behind_other_features_stays_out_as_a_whole(tmp_path: Path) -> None:
+    path = ours(fresh("single_frame"), "single_frame", tmp_path / "a.safetensors")
+    loaded = load_weights(path, fresh("cnn_lstm", bidirectional=True), "cnn_lstm")
+    assert {"head.0.weight", "head.2.weight", "head.4.bias"} <= set(loaded.missing) & set(loaded.unexpected)
 
 
 def test_pre_training_starts_a_classifier_and_a_classifier_pre_training(tmp_path: Path) -> None:
@@ -232,7 +252,9 @@ def test_pre_training_starts_a_classifier_and_a_classifier_pre_training(tmp_path
     loaded = load_weights(tmp_path, model, "videomae")
     assert loaded.format == "reelcache videomae_pretraining" and loaded.mean == (0.1, 0.2, 0.3)
     assert set(loaded.missing) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
-    assert not loaded.unexpected
+    assert {name.partition(".")[0] for name in loaded.unexpected} == {
+        "norm", "encoder_to_decoder", "mask_token", "decoder",
+    }  # fmt: skip
     again = VideoMAEPretraining(num_frames=8, size=(64, 64), scale="micro")
     loaded = load_weights(ours(model, "videomae", tmp_path / "a.safetensors"), again, "videomae_pretraining")
     assert all(name.startswith(("fc_norm.", "head.")) for name in loaded.unexpected)
@@ -255,15 +277,35 @@ def test_a_file_of_ours_is_known_outside_its_run(tmp_path: Path) -> None:
     assert (loaded.format, loaded.mean, loaded.missing) == ("reelcache vivit", (0.1, 0.2, 0.3), ())
 
 
+def test_a_folder_that_is_no_run_is_told_apart_from_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is no run with weights: it has no best.safetensors; weights are files"):
+        load_weights(tmp_path, fresh("single_frame"), "single_frame")
+
+
 def test_a_run_folder_whose_weights_do_not_say_what_they_are_is_refused(tmp_path: Path) -> None:
     saved(dict(fresh("s3d", num_frames=16).state_dict()), tmp_path / "best.safetensors")
     with pytest.raises(ValueError, match=r"best.safetensors: does not say what it holds"):
         load_weights(tmp_path, fresh("s3d", num_frames=16), "s3d")
 
 
+def test_a_file_of_an_older_release_loads_and_does_not_know_what_it_learnt(tmp_path: Path) -> None:
+    model = fresh("early_fusion")
+    told = '{"family": "early_fusion", "options": {}, "mean": [0, 0, 0], "std": [1, 1, 1], "grid": null}'
+    save_file(model.state_dict(), tmp_path / "a.safetensors", {"reelcache": told})
+    loaded = load_weights(tmp_path / "a.safetensors", model, "early_fusion")
+    assert loaded.learnt == (UNKNOWN,) and not loaded.missing and not loaded.unexpected
+
+
+OLD = '"family": "s3d", "options": {}, "mean": [], "std": [], "grid": null'
+
+
 @pytest.mark.parametrize(
-    "told", ["{", "{}", '{"family": "s3d", "options": {}, "mean": 1, "std": [], "grid": null}']
-)
+    "told",
+    [
+        "{", "{}", '{"family": "s3d", "options": {}, "mean": 1, "std": [], "grid": null}',
+        f'{{{OLD}, "learnt": [{{}}]}}', f'{{{OLD}, "learnt": [{{"digest": 1}}]}}', f'{{{OLD}, "learnt": 3}}',
+    ],
+)  # fmt: skip
 def test_metadata_that_cannot_be_read_is_one_clear_line(tmp_path: Path, told: str) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"reelcache": told})
     with pytest.raises(ValueError, match="its metadata cannot be read"):

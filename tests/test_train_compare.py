@@ -292,17 +292,25 @@ def test_families_get_their_own_options_and_weights(tmp_path: Path) -> None:
     assert weights_by_family([place, own], ["vivit", "s3d"]) == {"vivit": str(tmp_path), "s3d": place}
 
 
-def test_weights_that_have_learnt_what_is_held_out_are_refused(small_set: Path, tmp_path: Path) -> None:
-    compare(small_set, tmp_path / "a", "--folds", 2)
+@pytest.mark.parametrize("copied", [False, True])
+def test_weights_that_have_learnt_what_is_held_out_are_refused(
+    copied: bool, small_set: Path, tmp_path: Path
+) -> None:
+    flags = ["--models", "tiny", "--shards", small_set, "--folds", 2, "--precision", "fp32", "--epochs", 1]
+    first = CliRunner().invoke(main, [str(word) for word in ["compare", *flags, "--out", tmp_path / "a"]])
+    assert first.exit_code == 0, first.output  # without the copies of what it held out
     learnt = tmp_path / "a" / "tiny-fold0of2-seed0"
-    flags = ["--models", "tiny", "--folds", 2, "--weights", learnt, "--precision", "fp32"]
-    words = ["compare", "--shards", small_set, "--out", tmp_path / "b", *flags]
+    if copied:
+        learnt = (learnt / "best.safetensors").rename(tmp_path / "copy.safetensors")
+    words = ["compare", *flags, "--out", tmp_path / "b", "--weights", learnt]
     refused = CliRunner().invoke(main, [str(word) for word in words])
     assert_one_clear_line(refused, 2, "has learnt from videos of this set that tiny-fold1of2-seed0 holds out")
     allowed = compare(small_set, tmp_path / "b", "--folds", 2, "--weights", f"tiny={learnt}", "--json")
     assert allowed.exit_code == 0, allowed.output
     about = json.loads((tmp_path / "b" / "tiny-fold1of2-seed0" / "run.json").read_text())
-    assert about["started_from"]["matched"] == 9 and about["settings"]["weights"].endswith("/last.safetensors")
+    began = "/copy.safetensors" if copied else "/last.safetensors"
+    assert about["started_from"]["matched"] == 9 and about["settings"]["weights"].endswith(began)
+    assert json.loads(allowed.stdout)["leaks"]["weights"] == ["tiny-fold1of2-seed0"]
 
 
 def test_a_chart_escapes_its_names(tmp_path: Path) -> None:

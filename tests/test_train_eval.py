@@ -13,14 +13,18 @@ from click.testing import CliRunner, Result
 from conftest import assert_one_clear_line, build, edit_sidecar, write_video
 from far import FarServer
 from msgspec import structs
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
+from models.origin import UNKNOWN, Lesson, read_origin
 from pipeline.recipe import Recipe
 from pipeline.shards.index import read_set
+from pipeline.summary import digest
 from train.bootstrap import group_intervals, weighted_auc
 from train.cli import main
 from train.folds import train_and_val
 from train.leakage import crossing
+from train.lessons import learnt_videos
 from train.metrics import decide, fit_threshold, score
 
 LARGER = Recipe(width=48, height=48)
@@ -224,6 +228,53 @@ def test_it_is_said_where_the_judged_videos_chose_the_epoch(still_run: Path) -> 
     best, last = (train("eval", still_run, "--checkpoint", weights) for weights in ("best", "last"))
     assert "val: chose the epoch of these weights" in best.stderr and "chose" not in last.stderr
     assert json.loads(train("eval", still_run, "--json").stdout)["chose_epoch"] is True
+
+
+@pytest.mark.parametrize("first", ["labels", "frames"])
+def test_what_the_first_weights_learnt_is_no_test_score(first: str, small_set: Path, tmp_path: Path) -> None:
+    """Not two generations later, and not from a copy of the file."""
+    tiny = ["--model", "videomae", "--option", "scale=micro", "--frames", 4, "--batch-size", 8, "--epochs", 1]
+    tiny += ["--shards", small_set, "--precision", "fp32", "--out"]
+    began = train(*(["run", "--fold", "1/4"] if first == "labels" else ["pretrain"]), *tiny, tmp_path / "start")
+    assert began.exit_code == 0, began.output
+    copy = (tmp_path / "start" / "best.safetensors").rename(tmp_path / "copy.safetensors")
+    middle = train("run", *tiny, tmp_path / "middle", "--fold", "0/4", "--weights", copy)
+    _, held_out = train_and_val(read_set(small_set), "0/4")
+    assert held_out is not None
+    known = [video for video in held_out.videos if first == "labels" or video.startswith("train/")]
+    what = "the labels" if first == "labels" else "the frames, not the labels,"
+    assert f"has learnt {what} of {len(known)} of the {len(held_out.videos)} videos" in middle.stderr
+    assert train("run", *tiny, tmp_path / "w", "--fold", "0/4", "--weights", tmp_path / "middle").exit_code == 0
+    refused = train("eval", tmp_path / "w")
+    assert_one_clear_line(refused, 2, "val shares with train, or what its first weights learnt: ")
+    leaks = json.loads(train("eval", tmp_path / "w", "--allow-leaks", "--json").stdout)["leaks"]
+    assert leaks["videos"] == known and not leaks["unknown"]
+
+
+def test_what_was_left_out_was_not_learnt(small_set: Path) -> None:
+    shard_set = read_set(small_set)
+    first, *others = shard_set.split("train").videos
+    lessons = [Lesson(digest(shard_set), leave_out=(first,))]
+    assert list(learnt_videos(shard_set, lessons)) == others
+    again = [*lessons, Lesson(digest(shard_set), labels=False)]
+    assert learnt_videos(shard_set, again)[first] is False and learnt_videos(shard_set, again)[others[0]]
+
+
+def test_weights_that_learnt_from_another_set_or_do_not_say_are_warned_of(
+    run_folder: Path, small_set: Path, tmp_path: Path
+) -> None:
+    told = read_origin(run_folder / "best.safetensors")
+    assert told is not None
+    other = replace(told, learnt=(Lesson("0" * 16), UNKNOWN))
+    tensors = load_file(run_folder / "best.safetensors")
+    save_file(tensors, tmp_path / "other.safetensors", other.as_metadata())
+    run = ["run", *QUICK, "--shards", small_set, "--fold", "1/4", "--weights", tmp_path / "other.safetensors"]
+    result = train(*run, "--out", tmp_path / "run")
+    warning = "has learnt from the set 0000000000000000, a set that it does not name: whether"
+    assert result.stderr.count(warning) == 1 and "of the" not in result.stderr.partition(warning)[0]
+    judged = train("eval", tmp_path / "run", "--allow-leaks", "--json")
+    leaks = json.loads(judged.stdout)["leaks"]
+    assert not leaks["videos"] and len(leaks["unknown"]) == 2 and judged.stderr.count(warning) == 1
 
 
 def test_groups_on_both_sides_cross(small_set: Path) -> None:

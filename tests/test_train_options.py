@@ -122,6 +122,16 @@ def test_frozen_stages_do_not_move_and_the_head_does(family: str) -> None:
     assert len(moved(1)) > len(names)
 
 
+def test_what_no_weights_were_loaded_for_is_not_frozen() -> None:
+    model = build_model("cnn_lstm", num_classes=2, num_frames=4, size=(48, 48))
+    fresh = {name for name in model.state_dict() if name.startswith(("lstm.", "head.", "trunk.bn1."))}
+    model.train()
+    Freeze(model, 1, fresh).before_epoch(0)
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} <= fresh
+    assert all(parameter.requires_grad for parameter in model.get_submodule("lstm").parameters())
+    assert model.get_submodule("trunk.bn1").training and not model.get_submodule("trunk.layer1").training
+
+
 def test_what_was_fixed_before_stays_so() -> None:
     model = build_model("early_fusion", num_classes=2, num_frames=4, size=(48, 48))
     fixed = next(model.parameters()).requires_grad_(False)

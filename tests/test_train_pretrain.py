@@ -1,6 +1,7 @@
 """`train pretrain`: masked pre-training from end to end on a tiny set, and the classifier that starts from it."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,22 @@ def run_folder(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     metrics = json.loads(result.stdout)
     assert metrics["model"] == "videomae_pretraining" and metrics["val"]["loss"] > 0
     return out
+
+
+def test_what_comes_next_is_shown_the_same_and_weights_of_another_input_are_warned_of(
+    small_set: Path, tmp_path: Path
+) -> None:
+    flags = ["--epochs", 1, "--input", "diff", "--option", "decoder_depth=1", "--fold", "0/2"]
+    result = pretrain(small_set, tmp_path / "diff", *flags)
+    command = result.stdout.partition("next: train ")[2].strip()
+    wanted = "--option scale=micro --input diff --frames 4 --fold 0/2"
+    place = f"--shards {small_set} --weights {tmp_path / 'diff'}"
+    assert command == f"run --model videomae {wanted} {place}"
+    more = ["--epochs", 1, "--batch-size", 8, "--precision", "fp32", "--out"]
+    as_told = train(*shlex.split(command), *more, tmp_path / "a")
+    assert as_told.exit_code == 0 and "Warning" not in as_told.stderr
+    other = train(*shlex.split(command.replace("--input diff ", "")), *more, tmp_path / "b")
+    assert "was trained with --input diff, and this run shows it rgb" in other.stderr
 
 
 def test_a_run_logs_its_losses_and_paints_pictures(run_folder: Path) -> None:

@@ -121,6 +121,10 @@ def test_frozen_weights_stay_what_was_loaded(run_folder: Path, small_set: Path, 
     before, after = load_file(run_folder / "best.safetensors"), load_file(tmp_path / "last.safetensors")
     moved = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
     assert moved == {"norm", "head"}
+    counted = [
+        json.loads((folder / "metrics.json").read_text())["parameters"] for folder in (run_folder, tmp_path)
+    ]
+    assert counted[0] == counted[1]
 
 
 @pytest.mark.parametrize("more", [[], ["--mixup", "0.4"], ["--accumulate", "3"]])

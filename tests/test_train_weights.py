@@ -12,7 +12,9 @@ from torch import nn
 
 from models import MODELS, build_model
 from models.normalisation import IMAGENET_MEAN, IMAGENET_STD
-from models.origin import Origin, read_origin
+from models.origin import Lesson, Origin, read_origin
+from pipeline.shards.index import read_set
+from pipeline.summary import digest
 from train.cli import main
 from train.cli_recipe import parse_options
 from train.loop import Trainer
@@ -128,7 +130,10 @@ def test_a_runs_weights_say_what_they_are(small_set: Path, tmp_path: Path) -> No
     run = ["run", "--model", "vivit", *QUICK, "--option", "scale=micro", "--shards", small_set]
     assert train(*run, "--out", tmp_path / "run").exit_code == 0
     origin = read_origin(tmp_path / "run" / "last.safetensors")
-    assert origin == Origin("vivit", {"scale": "micro"}, IMAGENET_MEAN, IMAGENET_STD, (2, 3, 3))
+    learnt = (Lesson(digest(read_set(small_set))),)
+    assert origin == Origin(
+        "vivit", {"scale": "micro"}, IMAGENET_MEAN, IMAGENET_STD, (2, 3, 3), learnt, ("cats", "dogs"), "rgb"
+    )
     copy = (tmp_path / "run" / "best.safetensors").rename(tmp_path / "copy.safetensors")
     longer = train(*run, "--frames", 8, "--out", tmp_path / "longer", "--weights", copy)
     assert longer.exit_code == 0 and "copy.safetensors: reelcache vivit, " in longer.stderr

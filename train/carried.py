@@ -1,5 +1,7 @@
 """What a run carries along beside model and optimiser, as its settings ask."""
 
+from collections.abc import Collection
+
 from models.family import Family
 from pipeline.errors import UserError
 from train.component import Component
@@ -20,12 +22,12 @@ def check_carried(settings: RunSettings, *, judged: bool) -> None:
         raise UserError(f"--patience {recipe.patience}: the set has no split 'val' to judge an epoch by")
 
 
-def carried(settings: RunSettings, model: Family, metric: str) -> list[Component]:
-    """`metric`: the value in the log's line that patience watches."""
+def carried(settings: RunSettings, model: Family, metric: str, fresh: Collection[str]) -> list[Component]:
+    """`metric`: the value in the log's line that patience watches; `fresh`: what no weights were loaded for."""
     recipe = settings.recipe
     found: list[Component] = []
     if recipe.freeze_epochs:
-        found.append(Freeze(model, recipe.freeze_epochs))
+        found.append(Freeze(model, recipe.freeze_epochs, fresh))
     if recipe.ema:
         found.append(Ema(model, recipe.ema))
     if recipe.patience:

@@ -72,7 +72,7 @@ def _check_run(file: Path, values: dict[str, Any]) -> None:
     for name in ("model", "fingerprint", "shards_digest"):
         if not isinstance(values[name], str):
             raise UserError(f"{file}: {name} is {str(values[name])[:80]}, no text")
-    for name, where in (("options", values["settings"]), ("frames_recipe", values)):
+    for name, where in (("options", values["settings"]), ("frames_recipe", values), ("started_from", values)):
         if not isinstance(where.get(name) or {}, dict):
             raise UserError(f"{file}: {name} is no object")
 

@@ -58,7 +58,7 @@ def run(ctx: click.Context, /, model: str, **flags: Any) -> None:
     """
     check_families("--model", [model])
     settings = settings_from(model, make_recipe(model, flags), flags)
-    train_run(ctx, settings, flags, _metric_rows, "train eval {out}", "train report {out}")
+    train_run(ctx, settings, flags, _metric_rows, lambda _: "train eval {out} or train report {out}")
 
 
 @click.command()

@@ -76,7 +76,11 @@ def _warn(metrics: dict[str, Any]) -> None:
     if leaks["changed"]:
         warn(f"{split}: the set has changed since; leaks were looked for in what its other splits have now")
     if leaks["count"]:
-        warn(f"{split}: {leaks['count']} groups or pairs of copies of it were learnt; this is no test score")
+        warn(f"{split}: {leaks['count']} of its videos, groups or copies were learnt; this is no test score")
+    if leaks["unknown"]:
+        from train.lessons import tell_unknown
+
+        warn(f"{split}: the run or what it started from {tell_unknown(leaks['unknown'])}")
 
 
 def score_rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:

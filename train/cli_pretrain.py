@@ -1,10 +1,12 @@
 """`train pretrain`. Heavy imports stay inside the command."""
 
+import shlex
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from train.cli_options import model_option
+from train.cli_options import DEFAULT_SHARDS, model_option
 from train.cli_recipe import Training, override, unlabelled_options
 from train.cli_training import run_options, settings_from, train_run
 
@@ -38,8 +40,7 @@ def pretrain(ctx: click.Context, /, model: str, **flags: Any) -> None:
 
     from train.pretraining import MaskedPretraining
 
-    then = f"train run --model {model} {_options(settings.options)}--weights {{out}}"
-    train_run(ctx, settings, flags, _rows, then, objective=MaskedPretraining)
+    train_run(ctx, settings, flags, _rows, partial(_classifier, model), objective=MaskedPretraining)
 
 
 def _settings(model: str, flags: dict[str, Any]) -> "RunSettings":
@@ -63,6 +64,15 @@ def _rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _options(options: dict[str, Any]) -> str:
-    """What the classifier must be given to be of the same size."""
-    return f"--option scale={options['scale']} " if "scale" in options else ""
+def _classifier(model: str, settings: "RunSettings") -> str:
+    """The command that trains a classifier of the same size, which is shown the same, from the run in `{out}`."""
+    from models import takes
+    from train.recipes import RECIPES
+
+    recipe, own = settings.recipe, RECIPES[model]
+    flags = [f"--option {name}={value}" for name, value in settings.options.items() if takes(model, name)]
+    flags += [f"--input {recipe.input}"] if recipe.input != own.input else []
+    flags += [f"--frames {recipe.frames}"] if recipe.frames != own.frames else []
+    flags += [f"--fold {settings.fold}"] if settings.fold else []
+    flags += [f"--shards {shlex.quote(settings.shards)}"] if settings.shards != str(DEFAULT_SHARDS) else []
+    return " ".join(["train run --model", model, *flags, "--weights {out}"])

@@ -80,7 +80,7 @@ LABEL_FLAGS: list[Callable[[Any], Any]] = [
     click.option(
         "--freeze-epochs",
         type=click.IntRange(0),
-        help="With --weights: train the head alone for so long, then all.",
+        help="With --weights: train the head and what they did not fill for so long, then all.",
     ),
 ]
 

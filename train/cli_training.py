@@ -82,13 +82,13 @@ def train_run(
     settings: "RunSettings",
     flags: dict[str, Any],
     rows: Callable[[dict[str, Any]], list[tuple[str, str]]],
-    *then: str,
+    then: Callable[["RunSettings"], str],
     **kept: Any,
 ) -> None:
     """Carry a run to its end by those of RUN_FLAGS that say how, and show its metrics as `rows`.
 
-    `then`: the commands that come next, with `{out}` for the run's folder. `kept`: more for the `Trainer`. Raises
-    `UserError`.
+    `then`: the commands that come next after a run of these settings, with `{out}` for its folder. `kept`: more
+    for the `Trainer`. Raises `UserError`.
     """
     from pipeline.errors import UserError
     from train.stopping import Every
@@ -117,7 +117,7 @@ def train_run(
         print_json({"run": str(out), **metrics})
         return
     print_table(str(out), rows(metrics))
-    click.echo(f"next: {' or '.join(then).replace('{out}', shlex.quote(str(out)))}")
+    click.echo(f"next: {then(settings).replace('{out}', shlex.quote(str(out)))}")
 
 
 def claim(out: Path, *, resume: bool, overwrite: bool) -> None:

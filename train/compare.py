@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import UserError, WorkFailed
+from pipeline.leaks import Pair
 from pipeline.places import as_place
 from pipeline.report import Stage, no_stage
 from pipeline.shards.cache import one_at_a_time
@@ -36,6 +37,7 @@ from train.folds import train_and_val, without
 from train.forecast import Load, Outlook
 from train.inputs import INPUTS
 from train.leakage import copies, copies_of, crossing
+from train.lessons import learnt_videos, lessons_in, tell_unknown, unknown_lessons
 from train.loop import Trainer
 from train.metrics import roc_auc, wilson
 from train.run_settings import RunSettings
@@ -152,9 +154,9 @@ def compare(
         if (cell.out / RUN).exists() and read_run(cell.out)["shards_digest"] != digest:
             raise UserError(f"{cell.out}: the set {shard_set.folder} has changed since; give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    if not allow_leaks:
-        _check_weights(cells, digest)
-    leaks, left_out = _check_leaks(cells, shard_set, out, stage, allowed=allow_leaks)
+    pairs = copies(shard_set, out, stage, one_at_a_time(shard_set, cells[0].cache, cells[0].cache_size))
+    weights = _check_weights(cells, shard_set, pairs, say, allowed=allow_leaks)
+    leaks, left_out = _check_leaks(cells, shard_set, pairs, allowed=allow_leaks)
     cells = [cell.without(left_out[cell.settings.fold]) for cell in cells]
     if count := len(set().union(*left_out.values())):
         say(f"{count} copies of held-out videos are not trained on where those are judged, but for --allow-leaks")
@@ -169,7 +171,7 @@ def compare(
         "seeds": sorted({cell.settings.seed for cell in cells}),
         "clips": cells[0].clips,
         "weights": "last",
-        "leaks": leaks,
+        "leaks": {**leaks, "weights": weights},
         "left_out": {fold or "val": videos for fold, videos in left_out.items()},
         "rows": [_row(rows[name], [c for c in cells if c.settings.model == name], failed) for name in rows],
     }
@@ -177,29 +179,37 @@ def compare(
     return found
 
 
-def _check_weights(cells: Sequence[Cell], digest: str) -> None:
-    """Raises `UserError` for first weights from a run that has learnt what a cell holds out."""
-    for cell in cells:
-        place = Path(cell.settings.weights or "")
-        run = place if place.is_dir() else place.parent
-        if cell.settings.weights is None or not (run / RUN).exists():
-            continue
-        about = read_run(run)
-        if about["shards_digest"] == digest and about["settings"].get("fold") != cell.settings.fold:
-            raise UserError(
-                f"--weights {place}: has learnt from videos of this set that {cell.out.name} holds out; "
-                "--allow-leaks goes on all the same"
-            )
+def _check_weights(
+    cells: Sequence[Cell], shard_set: ShardSet, pairs: tuple[Pair, ...], say: Say, *, allowed: bool
+) -> list[str]:
+    """The cells whose first weights have learnt what they hold out, or a copy of it. Raises `UserError` for the
+    first of them where that is not `allowed`; what is not known is said."""
+    found = []
+    for place in dict.fromkeys(cell.settings.weights for cell in cells if cell.settings.weights):
+        lessons = lessons_in(Path(place))
+        learnt = learnt_videos(shard_set, lessons)
+        if unknown := unknown_lessons(lessons, shard_set):
+            say(f"Warning: --weights {place}: {tell_unknown(unknown)}")
+        for cell in (cell for cell in cells if cell.settings.weights == place):
+            _, held_out = train_and_val(shard_set, cell.settings.fold)
+            if held_out is None or not copies_of(held_out.videos, learnt, pairs):
+                continue
+            if not allowed:
+                raise UserError(
+                    f"--weights {place}: has learnt from videos of this set that {cell.out.name} holds out, or "
+                    "from copies of them; --allow-leaks goes on all the same"
+                )
+            found.append(cell.out.name)
+    return found
 
 
 def _check_leaks(
-    cells: Sequence[Cell], shard_set: ShardSet, out: Path, stage: Stage, *, allowed: bool
+    cells: Sequence[Cell], shard_set: ShardSet, pairs: tuple[Pair, ...], *, allowed: bool
 ) -> tuple[dict[str, Any], dict[str | None, list[str]]]:
     """What stands on both sides; and for each fold the copies of what it holds out, which are then not trained on.
 
     Raises `UserError` for the former. Where it is `allowed`, copies are among it, and nothing is left out.
     """
-    pairs = copies(shard_set, out, stage, one_at_a_time(shard_set, cells[0].cache, cells[0].cache_size))
     side: dict[str, str] = {}
     left_out: dict[str | None, list[str]] = {}
     for fold in dict.fromkeys(cell.settings.fold for cell in cells):

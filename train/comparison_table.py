@@ -64,6 +64,9 @@ def notes(found: dict[str, Any]) -> list[str]:
         lines.append(f"{count} copies of held-out videos were not trained on where those are judged.")
     if leaks["count"]:
         lines.append(f"Not a test score: {leaks['count']} groups or pairs of copies are on both sides.")
+    if leaks.get("weights"):
+        runs = len(leaks["weights"])
+        lines.append(f"Not a test score: {runs} runs started from weights that have learnt what they hold out.")
     return lines
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,9 +129,9 @@ def make_pretraining(name: str, **options: Any) -> Family:
         raise UserError(str(error)) from error
 
 
-def fill_model(path: Path, model: Family, name: str) -> Loaded:
+def fill_model(path: Path, model: Family, name: str, labels: Sequence[str] | None) -> Loaded:
     """`models.weights.load_weights`, with its refusals as `UserError`."""
     try:
-        return load_weights(path, model, name)
+        return load_weights(path, model, name, labels)
     except ValueError as error:
         raise UserError(f"--weights {error}") from error

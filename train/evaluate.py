@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from models.origin import UNKNOWN, Lesson, read_origin
 from pipeline.errors import UserError, WorkFailed
 from pipeline.places import as_place
 from pipeline.report import Stage, no_stage
@@ -22,7 +23,7 @@ from train.clips import Clips, Ints, evaluation_clips
 from train.compute import Compute
 from train.folds import train_and_val
 from train.inputs import make_input, to_clips
-from train.leakage import crossing
+from train.leakage import crossing_into
 from train.learnt import Learnt, LocalOf
 from train.metrics import fit_threshold, score
 from train.ranks import Ranks
@@ -133,7 +134,7 @@ def evaluate_run(
     if fitted_on and len(about["labels"]) != 2:
         raise UserError(f"--threshold-from: there are {len(about['labels'])} classes; a threshold divides two")
     trained = load_trained(run, weights, compute)
-    learnt, leaks = _learnt(about, shard_set)
+    learnt, leaks = _learnt(run, about, weights, shard_set)
     open_cache = partial(cache_for, root=cache, limit=cache_size)
     if check_leaks and learnt:
         local_of = partial(one_at_a_time, root=cache, limit=cache_size)
@@ -199,12 +200,24 @@ def _threshold(found: Predictions, split: str | None) -> float:
         raise UserError(f"--threshold-from {split}: {error}") from error
 
 
-def _learnt(about: dict[str, Any], shard_set: ShardSet) -> tuple[Learnt | None, dict[str, Any]]:
+def _learnt(
+    run: Path, about: dict[str, Any], weights: str, shard_set: ShardSet
+) -> tuple[Learnt | None, dict[str, Any]]:
     """What the run has learnt from, if that is known; and what to say of leaks as long as nobody looked."""
+    ancestors = _ancestors(run / f"{weights}.safetensors") if about["settings"].get("weights") else ()
     try:
-        return Learnt.of(about, shard_set), {"checked": False, "reason": "not asked for"}
+        return Learnt.of(about, shard_set, ancestors), {"checked": False, "reason": "not asked for"}
     except UserError as error:
         return None, {"checked": False, "reason": f"what was trained on cannot be compared: {error}"}
+
+
+def _ancestors(weights: Path) -> tuple[Lesson, ...]:
+    """What the weights learnt, but for the first lesson, their own. Raises `UserError`."""
+    try:
+        origin = read_origin(weights)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return (UNKNOWN,) if origin is None or origin.learnt == (UNKNOWN,) else origin.learnt[1:]
 
 
 def _leaks(
@@ -219,22 +232,24 @@ def _leaks(
     *,
     allowed: bool,
 ) -> dict[str, Any]:
-    """What of the judged videos was learnt. Learnt is what the run trained on, what chose its best epoch (but
-    where that is judged), and what the threshold is fitted on. Raises `UserError` where there is such a thing and
-    it is not `allowed`."""
+    """What of the judged videos was learnt. Learnt is what the run and its ancestors trained on, what chose their
+    best epochs (but where that is judged), and what the threshold is fitted on; `unknown`: of the ancestors' other
+    sets. Raises `UserError` where there is such a thing and it is not `allowed`."""
     if split == "train" and learnt.same:
         return {"checked": False, "reason": "these videos were trained on: no score"}
     names = ["train"] if split == "val" else ["train", "val"]
     parts = {name: part for name in names if (part := learnt.split(name)) is not None}
-    side = {learnt.name(video): "learnt" for part in parts.values() for video in part.videos}
-    side |= dict.fromkeys(fitted_on.videos if fitted_on else [], "learnt")
-    side |= dict.fromkeys(index.videos, "judged")
-    found = crossing(learnt.judged, side, learnt.pairs(run, stage, local_of))
+    before = learnt.before(chosen_by=split != "val")
+    known = before.union(*(map(learnt.name, part.videos) for part in parts.values()))
+    known.update(fitted_on.videos if fitted_on else [])
+    found = crossing_into(learnt.judged, known, index.videos, learnt.pairs(run, stage, local_of))
     if not allowed:
         where = "" if learnt.same else f" of {learnt.shard_set.folder}"
         where += f", or {threshold_from}" if threshold_from not in (None, *parts) else ""
+        where += ", or what its first weights learnt" if before else ""
         found.refuse(f"{learnt.judged.folder}: {split} shares with {', '.join(parts)}{where}")
-    return {"checked": True, "allowed": allowed, "changed": learnt.changed, **found.as_dict()}
+    told = {"checked": True, "allowed": allowed, "changed": learnt.changed, "unknown": learnt.unknown()}
+    return {**told, **found.as_dict()}
 
 
 def index_for(shard_set: ShardSet, about: dict[str, Any], split: str) -> SplitIndex:

@@ -1,8 +1,8 @@
-"""Whether a score can be called one: groups and copies that are both in what was learnt and in what is judged."""
+"""Whether a score can be called one: videos, groups and copies in both what was learnt and what is judged."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +12,34 @@ from pipeline.leaks import THRESHOLD, Pair, find_leaks, joined_groups
 from pipeline.report import Stage, no_stage
 from pipeline.shards.cache import Local
 from pipeline.shards.index import ShardSet
-from pipeline.summary import summarize
+from pipeline.summary import digest
 from train.checkpoint import write_json
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """What stands on two sides: group names, and pairs of videos that are copies of each other."""
+    """What stands on two sides: group names, pairs of videos that are copies of each other, and videos."""
 
     groups: tuple[str, ...]
     pairs: tuple[Pair, ...]
+    videos: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.groups or self.pairs)
+        return bool(self.groups or self.pairs or self.videos)
 
     def as_dict(self) -> dict[str, Any]:
         """Counts and names, JSON-ready."""
         pairs = [[pair.a, pair.b, pair.kind, pair.distance] for pair in self.pairs]
-        return {"groups": list(self.groups), "pairs": pairs, "count": len(self.groups) + len(self.pairs)}
+        count = len(self.groups) + len(self.pairs) + len(self.videos)
+        return {"groups": list(self.groups), "pairs": pairs, "videos": list(self.videos), "count": count}
 
     def refuse(self, what: str) -> None:
         """Raises `UserError` if anything crosses."""
         if not self:
             return
         found = []
+        if self.videos:
+            found.append(f"{len(self.videos)} videos, the first is {self.videos[0]}")
         if self.groups:
             found.append(f"{len(self.groups)} groups, the first is {self.groups[0]}")
         if self.pairs:
@@ -72,6 +76,15 @@ def copies_of(held_out: Iterable[str], train: Iterable[str], pairs: Sequence[Pai
     return sorted(video for video in train if one[video] in bad)
 
 
+def crossing_into(
+    shard_set: ShardSet, learnt: Collection[str], judged: Collection[str], pairs: tuple[Pair, ...]
+) -> Crossing:
+    """What crosses from the videos that were learnt to those that are judged; some may be both."""
+    side = {**dict.fromkeys(learnt, "learnt"), **dict.fromkeys(judged, "judged")}
+    both = tuple(video for video in judged if video in learnt)
+    return replace(crossing(shard_set, side, pairs), videos=both)
+
+
 def copies(
     shard_set: ShardSet, kept_in: Path, stage: Stage = no_stage, local: Local | None = None
 ) -> tuple[Pair, ...]:
@@ -79,7 +92,7 @@ def copies(
 
     `local` gives a shard's path on this machine by its name; without it the set's folder does.
     """
-    file = kept_in / f"copies-{summarize(shard_set)['digest']}.json"
+    file = kept_in / f"copies-{digest(shard_set)}.json"
     return kept_pairs(file, lambda: find_leaks(shard_set, THRESHOLD, stage, local).pairs)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from models.origin import Lesson
 from pipeline.errors import UserError
 from pipeline.leaks import THRESHOLD, Pair, Seen, compare_videos, look_at
 from pipeline.places import absolute, as_place
@@ -14,6 +15,7 @@ from pipeline.shards.index import ShardSet, SplitIndex, read_set
 from pipeline.summary import digest
 from train.folds import train_and_val, without
 from train.leakage import copies, kept_pairs
+from train.lessons import learnt_videos, unknown_lessons
 
 LocalOf = Callable[[ShardSet], Local]  # gives the shards of a set on this machine
 
@@ -23,7 +25,7 @@ class Learnt:
     """The set that a run was trained on, beside the `judged` one.
 
     `same`: they are one, or stand at one place; `changed`: it is not any more what it was then, and is taken as it
-    is now.
+    is now. `ancestors`: what the weights that the run started from had learnt.
     """
 
     shard_set: ShardSet
@@ -32,9 +34,10 @@ class Learnt:
     leave_out: tuple[str, ...]
     same: bool
     changed: bool
+    ancestors: tuple[Lesson, ...] = ()
 
     @classmethod
-    def of(cls, about: Mapping[str, Any], judged: ShardSet) -> "Learnt":
+    def of(cls, about: Mapping[str, Any], judged: ShardSet, ancestors: tuple[Lesson, ...] = ()) -> "Learnt":
         """Raises `UserError` where that set is gone, or is of another recipe by now."""
         place = about["settings"]["shards"]
         same = digest(judged) == about["shards_digest"] or absolute(str(judged.folder)) == place
@@ -43,7 +46,7 @@ class Learnt:
             raise UserError(f"{own.folder}: is of another recipe by now")
         changed = digest(own) != about["shards_digest"]
         leave_out = tuple(about["settings"].get("leave_out") or ())
-        return cls(own, judged, about["settings"].get("fold"), leave_out, same, changed)
+        return cls(own, judged, about["settings"].get("fold"), leave_out, same, changed, ancestors)
 
     def split(self, name: str) -> SplitIndex | None:
         """What the run had as `train` or `val`, if it had that. A fold of a set that has changed is not known any
@@ -53,6 +56,16 @@ class Learnt:
             return without(self.shard_set.split(name), self.leave_out) if there else None
         train, val = train_and_val(self.shard_set, self.fold, self.leave_out)
         return train if name == "train" else val
+
+    def before(self, *, chosen_by: bool) -> set[str]:
+        """The videos, as in `pairs`, that the ancestors have learnt; see `learnt_videos`. Raises `UserError`."""
+        own = learnt_videos(self.shard_set, self.ancestors, chosen_by=chosen_by)
+        judged = learnt_videos(self.judged, self.ancestors, chosen_by=chosen_by)
+        return {*map(self.name, own), *judged}
+
+    def unknown(self) -> list[str]:
+        """What the ancestors have learnt from other sets."""
+        return unknown_lessons(self.ancestors, self.shard_set, self.judged)
 
     def name(self, video: str) -> str:
         """What a video is called in `pairs`: not as one of the judged set, which is another video."""

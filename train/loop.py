@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from models import count_parameters
-from models.origin import Origin
 from pipeline.errors import UserError, WorkFailed
 from pipeline.places import absolute, as_place
 from pipeline.report import Stage
@@ -81,6 +80,7 @@ class Trainer:
         self._check_batches()
         torch.manual_seed(settings.seed)
         self.model = self.compute.prepare(self.objective.build())
+        self._parameters = count_parameters(self.model)  # before any of them is frozen
         if settings.compile:
             compile_model(self.model, self.compute)
         self.steps_per_epoch = -(-self.clips_per_epoch // self.recipe.batch_size)
@@ -111,7 +111,8 @@ class Trainer:
         )
         shown = self.val_index or self.train_index
         own = self.objective.components(self.out, partial(self._stream, shown))
-        general = carried(self.settings, self.model, self.objective.best_by)
+        fresh = (self.objective.started_from or {}).get("missing", ())
+        general = carried(self.settings, self.model, self.objective.best_by, fresh)
         self.components = [*general, *own, *self._scalars]
         self.step = Stepper(self.model, self.objective, self.optimizer, self.steps_per_epoch)
 
@@ -134,7 +135,7 @@ class Trainer:
         about = checkpoint.read_run(self.out)
         if about["shards_digest"] != summarize(self.shard_set)["digest"]:
             raise UserError(f"{self.out}: the shard set {self.settings.shards} has changed since; start a new run")
-        self.objective.normalise_by(tuple(about["mean"]), tuple(about["std"]))
+        self.objective.go_on(about)
         path = self.out / checkpoint.CHECKPOINT
         if path.exists():
             self._equip()
@@ -253,7 +254,7 @@ class Trainer:
             found = self.objective.close(self.model, stream)
         return {
             "model": self.settings.model,
-            "parameters": count_parameters(self.model),
+            "parameters": self._parameters,
             "epochs": at.epoch,
             "best_epoch": at.best_epoch,
             **found,
@@ -283,8 +284,7 @@ class Trainer:
         )
 
     def _save_weights(self, name: str) -> None:
-        of = self.objective
-        origin = Origin(self.settings.model, self.settings.options, of.mean, of.std, self.model.grid)
+        origin = self.objective.origin(self.model)
         checkpoint.save_weights(self.out / name, self.model, origin, write=self.ranks.first)
 
     def _save_checkpoint(self) -> None:

@@ -45,6 +45,8 @@ class MaskedPretraining(Objective):
     """The hidden pixels of clips, of whatever labels. The best weights are the last: the loss on val
     does not say what they give to a classifier."""
 
+    learns_labels = False
+
     def splits(self) -> tuple[SplitIndex, SplitIndex | None]:
         """Train and val, or what the fold makes of them."""
         return train_and_val(self.shard_set, self.settings.fold, self.settings.leave_out)

@@ -118,9 +118,7 @@ def _leaks(leaks: Mapping[str, Any]) -> str:
     if not leaks["checked"]:
         return f'<p class="bad">Leaks were not looked for: {html(leaks["reason"])}.</p>'
     if leaks["count"]:
-        return (
-            f'<p class="bad">No test score: {leaks["count"]} groups or pairs of copies of these were learnt.</p>'
-        )
+        return f'<p class="bad">No test score: {leaks["count"]} videos, groups or copies of these were learnt.</p>'
     return '<p class="quiet">No group, and no copy of a judged video, was learnt.</p>'
 
 
