@@ -7,6 +7,7 @@ from torch import Tensor
 from models.formats import LEFT_OUT
 
 HEAD = "head."
+UNTOLD = "num_batches_tracked"  # some files lack it
 
 
 def leave_out(state: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
@@ -22,13 +23,13 @@ def fit_head(
 ) -> dict[str, Tensor]:
     """The tensors, with the rows of the head's last layer in the order of our labels (`wanted`).
 
-    Its head is left out where it is not, layer by layer, of our shapes: layers behind a fresh one know nothing. So
-    is one for other `labels`; None where they are not known.
+    Its head is left out where it is not, layer by layer, of our shapes, or something before it is not there:
+    layers behind fresh ones know nothing. So is one for other `labels`; None where they are not known.
     """
     theirs, own = ({n: t.shape for n, t in side.items() if n.startswith(HEAD)} for side in (state, ours))
     if not theirs:
         return state
-    if theirs != own:
+    if theirs != own or any(name not in state for name in ours if not name.endswith(UNTOLD)):
         return leave_out(state, HEAD)
     if labels is None or wanted is None:
         return state

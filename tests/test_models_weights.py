@@ -238,9 +238,10 @@ def test_a_head_is_sorted_by_the_labels_and_one_for_others_stays_out(
     assert len(loaded.unexpected) == 6 and set(loaded.unexpected) == set(loaded.missing)
 
 
-def test_a_head_behind_other_features_stays_out_as_a_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_head_behind_other_features_stays_out_as_a_whole(tmp_path: Path, bidirectional: bool) -> None:
     path = ours(fresh("single_frame"), "single_frame", tmp_path / "a.safetensors")
-    loaded = load_weights(path, fresh("cnn_lstm", bidirectional=True), "cnn_lstm")
+    loaded = load_weights(path, fresh("cnn_lstm", bidirectional=bidirectional), "cnn_lstm")
     assert {"head.0.weight", "head.2.weight", "head.4.bias"} <= set(loaded.missing) & set(loaded.unexpected)
 
 
