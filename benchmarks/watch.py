@@ -47,22 +47,9 @@ from train.cli import main; main()
 """
 QUIET, PLANTED, EVENTS = 4, 3, 5  # clips before each event, clips of each, and how many
 ENCODE = [
-    "-r",
-    "25",
-    "-c:v",
-    "libx264",
-    "-preset",
-    "veryfast",
-    "-bf",
-    "0",
-    "-g",
-    "25",
-    "-pix_fmt",
-    "yuv420p",
-    "-an",
-    "-f",
-    "mpegts",
-]
+    "-r", "25", "-c:v", "libx264", "-preset", "veryfast", "-bf", "0", "-g", "25", "-pix_fmt", "yuv420p", "-an",
+    "-f", "mpegts",
+]  # fmt: skip
 FFMPEG = ["ffmpeg", "-nostdin", "-loglevel", "error", "-y"]
 AFTER = 2.0  # seconds after a planted event in which its alarm still counts
 CUT = 5.0  # seconds
