@@ -12,13 +12,12 @@ clips and the quiet ones are those that the model judges best, whether it was tr
     cut        the server is gone for 5 s between two events
     slow-cut   both: no clip may reach over the gap, though frames around it are dropped
 
-Last result, 2026-11-23, early_fusion of 8 frames at 5 fps, on one core of an idle machine; plain and slow then had
-three events, slow-cut is newer:
-plain: 3 of 3 told once, none beside; frame to decision p50 58, p95 95, at most 102 ms.
-slow: 166 of 259 frames dropped, 231 clips skipped; a decision takes 4.8 s and is then behind the stream by
-p50 5.0, at most 5.1 s. Too slow for events of 6 s: one alarm, late.
-cut: 5 of 5 told once, none beside; one gap, frames again 7.5 s after the last one, one reconnection; p95 96, at
-most 101 ms.
+Last result, 2026-11-28, early_fusion of 8 frames at 5 fps, on one core of an EPYC of Zen 3; the other core worked:
+plain: 5 of 5 told once, none beside; frame to decision p50 78, p95 119, at most 176 ms.
+slow: 288 of 440 frames dropped, 394 clips skipped; a decision takes 4.8 s and is then behind the stream by p50
+5.0, at most 5.1 s. Too slow for events of 6 s: none is told. slow-cut: the same, with one reconnection.
+cut: 5 of 5 told once, none beside; one gap, frames again 7.7 s after the last one, one reconnection; p95 119, at
+most 345 ms (a browser was started beside it).
 """
 
 import csv
