@@ -6,12 +6,10 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import cv2
@@ -20,7 +18,7 @@ import numpy as np
 import pytest
 from av.video.stream import VideoStream
 from click.testing import Result
-from far import FarServer, free_port, serving
+from far import FarServer, s3_at, s3_server, serving
 from numpy.typing import NDArray
 
 from pipeline.driver import BuildReport, Wanted, build_set
@@ -193,26 +191,9 @@ def set_copy(small_set: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`s3://team`, on this machine; its address and keys are in the environment, as a user has them."""
-    port = free_port()
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
-    server.start()
-    config = tmp_path_factory.mktemp("aws") / "none"
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": str(config), "AWS_SHARED_CREDENTIALS_FILE": str(config),
-        }.items():  # fmt: skip
-            environment.setenv(name, value)
-        # Another module's server had another address, and the buckets of all are in this process.
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/reset", data=b"").close()
+    with s3_server() as url, s3_at(url, tmp_path_factory.mktemp("aws")):
         fsspec.filesystem("s3").mkdir("team")
         yield "s3://team"
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
 
 
 @pytest.fixture
@@ -231,26 +212,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def far_bucket(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarServer]:
     """`s3://far/many`, behind a server that can go wrong."""
-    from moto.server import ThreadedMotoServer
-
-    moto = ThreadedMotoServer("127.0.0.1", port := free_port(), verbose=False)
-    moto.start()
-    kind: Any = fsspec.get_filesystem_class("s3")
-    kind.clear_instance_cache()  # fsspec keeps what it has opened, with the address of another test's server
-    config = tmp_path_factory.mktemp("aws") / "none"
-    with serving(f"http://127.0.0.1:{port}") as server, pytest.MonkeyPatch.context() as environment:
-        for name, value in {
-            "AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": str(config), "AWS_SHARED_CREDENTIALS_FILE": str(config),
-        }.items():  # fmt: skip
-            environment.setenv(name, value)
-        system = fsspec.filesystem("s3", endpoint_url=f"http://127.0.0.1:{port}")
+    with s3_server() as url, serving(url) as server, s3_at(server.url, tmp_path_factory.mktemp("aws")):
+        system = fsspec.filesystem("s3", endpoint_url=url)
         system.mkdir("far")
         system.put(f"{many}/", "far/many/", recursive=True)
         yield server
-    kind.clear_instance_cache()
-    moto.stop()
 
 
 def set_bytes(root: Path) -> dict[str, bytes]:

@@ -1,5 +1,6 @@
 """Servers on loopback that serve a set, and go wrong when told to."""
 
+import os
 import random
 import shutil
 import socket
@@ -16,11 +17,18 @@ from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, Thread
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import pytest
+from moto.server import ThreadedMotoServer
+
 from pipeline.shards import get_format
 from pipeline.shards.cache import ShardCache
 from pipeline.shards.index import ShardSet, read_set
 
 FAULTS = ("cut", "500", "short", "flip", "long")
+# Below 32768 the system gives nobody a port unasked; each of pytest's processes has a thousand of its own.
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 20
+PORTS = iter(range(10_000 + 1_000 * WORKER, 11_000 + 1_000 * WORKER))
 AT_RANDOM = ("reset", "stall", "500", "cut", "lost")
 
 
@@ -202,11 +210,46 @@ def serving(source: Path | str) -> Iterator[FarServer]:
         thread.join()
 
 
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """The URL of moto's S3 server, without the buckets of earlier modules: moto keeps them in this process."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    urllib.request.urlopen(f"{url}/moto-api/reset", data=b"").close()
+    yield url
+    server.stop()
+
+
+@contextmanager
+def s3_at(url: str, scratch: Path) -> Iterator[None]:
+    """`s3://` is at this URL: its address and keys are in the environment, as a user has them."""
+    kind: Any = fsspec.get_filesystem_class("s3")
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in {
+            "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1", "AWS_CONFIG_FILE": str(scratch / "none"),
+            "AWS_SHARED_CREDENTIALS_FILE": str(scratch / "none"),
+        }.items():  # fmt: skip
+            environment.setenv(name, value)
+        kind.clear_instance_cache()  # fsspec keeps what it has opened, with the address of another module's server
+        yield
+        kind.clear_instance_cache()
+
+
 def free_port() -> int:
+    """A port that nobody takes before its server does."""
+    return next(port for port in PORTS if can_bind(port))
+
+
+def can_bind(port: int) -> bool:
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        try:
+            free.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 @contextmanager

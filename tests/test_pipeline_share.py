@@ -15,9 +15,8 @@ import fsspec
 import pytest
 from click.testing import CliRunner, Result
 from conftest import assert_one_clear_line, build, edit_sidecar, set_bytes, write_video
-from far import nginx, serving
+from far import nginx, s3_at, s3_server, serving
 from fuzz.samples import make_set
-from moto.server import ThreadedMotoServer
 
 from pipeline.cli import main
 from pipeline.errors import UserError, WorkFailed
@@ -42,21 +41,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`s3://share`, on this machine."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    config = tmp_path_factory.mktemp("aws") / "none"
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in {
-            "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()), "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": str(config), "AWS_SHARED_CREDENTIALS_FILE": str(config),
-        }.items():  # fmt: skip
-            environment.setenv(name, value)
-        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("share")
-        fsspec.filesystem("s3").clear_instance_cache()
+    with s3_server() as url, s3_at(url, tmp_path_factory.mktemp("aws")):
+        fsspec.filesystem("s3").mkdir("share")
         yield "s3://share"
-    fsspec.filesystem("s3").clear_instance_cache()
-    server.stop()
 
 
 @pytest.mark.parametrize("shard_format", ["webdataset", "zarr"])

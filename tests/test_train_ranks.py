@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import watched_train
+from far import free_port
 from safetensors.torch import load_file
 from watched_train import Few
 
@@ -31,10 +31,7 @@ def losses(out: Path, ranks: int, *flags: object, shards: Path, **wanted: int) -
     file.unlink(missing_ok=True)
     start = [sys.executable]
     if ranks > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(port)]
+        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
     command = [*start, watched_train.__file__, "run", *map(str, flags), "--shards", str(shards), "--out", str(out)]
     environment = {**os.environ, "WATCH": json.dumps({"losses": str(file), **wanted}), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
