@@ -219,6 +219,30 @@ def far_bucket(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield server
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the watched processes have: sums of other parts have other last digits."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def few_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--model few`, as in the watched processes."""
+    import watched_train
+
+    import models
+    from train.recipes import RECIPES
+
+    monkeypatch.setitem(models.MODELS, "few", "")
+    monkeypatch.setitem(RECIPES, "few", RECIPES["s3d"])
+    watched_train.register()
+
+
 def set_bytes(root: Path) -> dict[str, bytes]:
     """Every file of a set, hidden ones too."""
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}

@@ -46,13 +46,14 @@ class Row:
         )
 
 
+NARROW = {"backbone": "resnet18_quarter"}
 FAMILIES = [
-    Row("single_frame", 11_505_090, ordered=False),
-    Row("late_fusion", 11_505_090, ordered=False),
-    Row("late_fusion", 15_437_250, {"fusion": "concat"}),
-    Row("early_fusion", 11_646_210),
-    Row("cnn_lstm", 15_314_626),
-    Row("cnn_lstm", 21_352_130, {"bidirectional": True}),
+    Row("single_frame", 11_505_090, ordered=False, small=NARROW),
+    Row("late_fusion", 11_505_090, ordered=False, small=NARROW),
+    Row("late_fusion", 15_437_250, {"fusion": "concat"}, small=NARROW),
+    Row("early_fusion", 11_646_210, small=NARROW),
+    Row("cnn_lstm", 15_314_626, small=NARROW),
+    Row("cnn_lstm", 21_352_130, {"bidirectional": True}, small=NARROW),
     Row("cnn_mamba", 16_394_562, small={"depth": 1}),
     Row("s3d", 9_091_106),
     Row("vivit", 86_540_546, small={"scale": "micro"}),

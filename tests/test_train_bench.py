@@ -30,6 +30,16 @@ def test_json_has_the_three_speeds_the_waiting_and_the_advice(small_set: Path) -
     assert found["advice"].endswith(".")
 
 
+def test_the_familys_options_and_the_input_are_those_of_the_run(small_set: Path) -> None:
+    narrow = ("--option", "backbone=resnet18_quarter")
+    result = bench("--shards", small_set, "--batch-size", 8, *narrow, "--input", "diff", "--json")
+    found = json.loads(result.stdout)
+    assert found["parameters"] < 1_000_000 and found["options"] == {"backbone": "resnet18_quarter"}
+    assert found["input"] == "diff"
+    refused = bench("--shards", small_set, "--option", "depth=3", "--seconds", 0)
+    assert_one_clear_line(refused, 2, "early_fusion has no option 'depth'")
+
+
 def test_a_set_behind_a_url_is_measured_through_the_cache(server: FarServer, tmp_path: Path) -> None:
     result = bench("--shards", server.url, "--batch-size", 8, "--cache", tmp_path / "cache")
     assert result.exit_code == 0 and "both together" in result.stdout, result.output

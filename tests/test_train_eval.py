@@ -28,7 +28,20 @@ from train.lessons import learnt_videos
 from train.metrics import decide, fit_threshold, score
 
 LARGER = Recipe(width=48, height=48)
-QUICK = ["--model", "early_fusion", "--frames", "4", "--batch-size", "8", "--precision", "fp32", "--epochs", "1"]
+QUICK = [
+    "--model",
+    "early_fusion",
+    "--option",
+    "backbone=resnet18_quarter",
+    "--frames",
+    "4",
+    "--batch-size",
+    "8",
+    "--precision",
+    "fp32",
+    "--epochs",
+    "1",
+]
 
 
 def train(*arguments: object) -> Result:

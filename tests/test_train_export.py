@@ -23,8 +23,13 @@ from train.inputs import INPUTS, make_input, to_clips
 from train.trained import Trained, load_trained
 
 CPU = Compute(torch.device("cpu"), bf16=False)
+NARROW = {"backbone": "resnet18_quarter"}
 SMALL: dict[str, dict[str, Any]] = {
-    "cnn_mamba": {"depth": 1},
+    "single_frame": NARROW,
+    "late_fusion": NARROW,
+    "early_fusion": NARROW,
+    "cnn_lstm": NARROW,
+    "cnn_mamba": {**NARROW, "depth": 1},
     "vivit": {"scale": "micro"},
     "videomae": {"scale": "micro"},
 }
@@ -75,7 +80,11 @@ def parity(to: str, name: str, options: dict[str, Any], path: Path, kind: str = 
 
 
 @pytest.mark.parametrize(("name", "options"), FAMILIES)
-def test_every_family_exports_to_a_torch_program(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_every_family_exports_to_a_torch_program(
+    name: str, options: dict[str, Any], tmp_path: Path, exhaustive: bool
+) -> None:
+    if not exhaustive and (name in ("single_frame", "late_fusion") or "attention" in options):
+        pytest.skip("of the same parts as others; --exhaustive exports all")
     assert parity("torch", name, options, tmp_path / "model.pt2") < 1e-5
 
 
@@ -88,8 +97,8 @@ def test_frame_differences_are_made_inside(kind: str, tmp_path: Path) -> None:
 def test_every_family_exports_to_onnx(
     name: str, options: dict[str, Any], tmp_path: Path, exhaustive: bool
 ) -> None:
-    if not exhaustive and (name in ("single_frame", "late_fusion") or "attention" in options):
-        pytest.skip("of the same parts as others; --exhaustive exports all")
+    if not exhaustive and (name in ("single_frame", "late_fusion", "s3d") or "attention" in options):
+        pytest.skip("of the same parts as others, or slow; --exhaustive exports all")
     for package in export.TARGETS["onnx"].packages:
         pytest.importorskip(package, reason="needs the extra `export`")
     assert parity("onnx", name, options, tmp_path / "model.onnx") < 1e-5
@@ -99,7 +108,18 @@ def test_every_family_exports_to_onnx(
 def run_folder(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "first"
     quick = ["--frames", 4, "--batch-size", 8, "--precision", "fp32", "--epochs", 1]
-    result = train("run", "--model", "early_fusion", *quick, "--shards", small_set, "--out", out)
+    result = train(
+        "run",
+        "--model",
+        "early_fusion",
+        "--option",
+        "backbone=resnet18_quarter",
+        *quick,
+        "--shards",
+        small_set,
+        "--out",
+        out,
+    )
     assert result.exit_code == 0, result.output
     return out
 

@@ -56,7 +56,18 @@ def numbers(count: int) -> Iterator[NDArray[np.uint8]]:
 def run_folder(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "first"
     quick = ["--frames", FRAMES, "--batch-size", 8, "--precision", "fp32", "--epochs", 1]
-    result = train("run", "--model", "early_fusion", *quick, "--shards", small_set, "--out", out)
+    result = train(
+        "run",
+        "--model",
+        "early_fusion",
+        "--option",
+        "backbone=resnet18_quarter",
+        *quick,
+        "--shards",
+        small_set,
+        "--out",
+        out,
+    )
     assert result.exit_code == 0, result.output
     return out
 

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import watched_train
+from click.testing import CliRunner
 from far import free_port
 from safetensors.torch import load_file
 from watched_train import Few
@@ -17,26 +19,43 @@ from watched_train import Few
 from models import build_model
 from models.family import Family
 from models.origin import Origin
+from train import checkpoint
 from train.checkpoint import save_weights
+from train.cli import main
 from train.clips import rank_part
+from train.step import Stepper
 
 FEW = ["--model", "few", "--precision", "fp32", "--batch-size", "5", "--epochs", "5", "--mixup", "0.4"]
 VIVIT = ["--model", "vivit", "--option", "scale=micro", *FEW[2:]]
+pytestmark = pytest.mark.usefixtures("one_thread", "few_family")
 CARRIED = ["--ema", "0.8", "--freeze-epochs", "2"]
 
 
 def losses(out: Path, ranks: int, *flags: object, shards: Path, **wanted: int) -> list[float]:
-    """The losses of the steps of a run in the folder `out`, by so many processes; `wanted` as in WATCH."""
+    """The losses of the steps of a run in the folder `out`; `wanted` as in WATCH. One rank runs here."""
     file = out.with_suffix(".losses")
     file.unlink(missing_ok=True)
-    start = [sys.executable]
+    watch = {"losses": str(file), **wanted}
+    arguments = ["run", *map(str, flags), "--shards", str(shards), "--out", str(out)]
     if ranks > 1:
-        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
-    command = [*start, watched_train.__file__, "run", *map(str, flags), "--shards", str(shards), "--out", str(out)]
-    environment = {**os.environ, "WATCH": json.dumps({"losses": str(file), **wanted}), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
-    assert "exitcode  : -9" in done.stderr if wanted else done.returncode == 0, done.stderr
+        torchrun(ranks, arguments, watch)
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Stepper, "__call__", Stepper.__call__)  # put back afterwards
+            patch.setattr(checkpoint, "write_tensors", checkpoint.write_tensors)
+            watched_train.watch(watch)
+            result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, result.output
     return [float(line) for line in file.read_text().splitlines()]
+
+
+def torchrun(ranks: int, arguments: list[str], watch: dict[str, Any]) -> None:
+    """Several processes, of which one is killed where that is wanted."""
+    start = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
+    environment = {**os.environ, "WATCH": json.dumps(watch), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *start, watched_train.__file__, *arguments]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert "exitcode  : -9" in done.stderr if "kill_at_step" in watch else done.returncode == 0, done.stderr
 
 
 def saved_model(path: Path, name: str, model: Family) -> Path:
@@ -73,13 +92,19 @@ def test_two_ranks_make_the_steps_of_one_process_frozen_or_not_and_average_the_s
     assert (tmp_path / "together" / "log.jsonl").read_text().count("\n") == 5  # one rank writes
 
 
-def test_batch_norm_sees_a_ranks_clips_as_it_sees_a_micro_batch(small_set: Path, tmp_path: Path) -> None:
+def test_batch_norm_sees_a_ranks_clips_as_it_sees_a_micro_batch(
+    small_set: Path, tmp_path: Path, exhaustive: bool
+) -> None:
+    if not exhaustive:
+        pytest.skip("as in early_fusion; --exhaustive runs both")
     alone = losses(tmp_path / "alone", 1, *FEW, "--accumulate", 2, shards=small_set)
     together = losses(tmp_path / "together", 2, *FEW, shards=small_set)
     assert len(alone) == 20 and worst(together, alone) < 1e-5
 
 
-def test_so_it_does_in_a_family_of_the_product(small_set: Path, tmp_path: Path) -> None:
+def test_batch_norm_of_early_fusion_sees_a_ranks_clips_as_it_sees_a_micro_batch(
+    small_set: Path, tmp_path: Path
+) -> None:
     early = ["--model", "early_fusion", "--option", "backbone=resnet18_quarter", *FEW[2:], "--epochs", 1]
     alone = losses(tmp_path / "alone", 1, *early, "--accumulate", 2, shards=small_set)
     together = losses(tmp_path / "together", 2, *early, shards=small_set)

@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +16,16 @@ import watched_train
 from click.testing import CliRunner, Result
 from conftest import assert_one_clear_line
 
-import models
 from train.cli import main
 from train.compute import Compute
 from train.loop import Trainer
-from train.recipes import RECIPES
 from train.step import Stepper
 from train.stopping import Every, Stopped
 
 FEW = ["--model", "few", "--precision", "fp32", "--dropout", "0.2", "--mixup", "0.4"]
 WALL_CLOCK = ("seconds", "clips_per_second", "data_wait")
+pytestmark = pytest.mark.usefixtures("one_thread", "few_family")
 FILES = ("last.safetensors", "best.safetensors")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the watched processes have: sums of other parts have other last digits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def few_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models.MODELS, "few", "")
-    monkeypatch.setitem(RECIPES, "few", RECIPES["s3d"])
-    watched_train.register()
 
 
 def train(*arguments: object) -> Result:

@@ -17,7 +17,18 @@ from train.recipes import TrainRecipe
 from train.run_settings import RunSettings
 from train.step import Stepper
 
-QUICK = ["--model", "early_fusion", "--frames", "4", "--batch-size", "8", "--precision", "fp32"]
+QUICK = [
+    "--model",
+    "early_fusion",
+    "--option",
+    "backbone=resnet18_quarter",
+    "--frames",
+    "4",
+    "--batch-size",
+    "8",
+    "--precision",
+    "fp32",
+]
 
 
 def train(*arguments: object) -> Result:

@@ -168,7 +168,18 @@ def test_what_the_reader_meets_is_raised_after_the_last_item() -> None:
 def run_folder(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "first"
     quick = ["--frames", WINDOW, "--batch-size", 8, "--precision", "fp32", "--epochs", 1]
-    result = train("run", "--model", "early_fusion", *quick, "--shards", small_set, "--out", out)
+    result = train(
+        "run",
+        "--model",
+        "early_fusion",
+        "--option",
+        "backbone=resnet18_quarter",
+        *quick,
+        "--shards",
+        small_set,
+        "--out",
+        out,
+    )
     assert result.exit_code == 0, result.output
     return out
 

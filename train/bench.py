@@ -1,7 +1,7 @@
 """Which one to mend: clips/s of the loader alone, of the training step alone, and of both together."""
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import count
@@ -61,11 +61,14 @@ def bench(
     recipe: TrainRecipe,
     compute: Compute,
     seconds: float,
+    options: Mapping[str, Any] | None = None,
     *,
     cache: Path | None = None,
     cache_size: int | None = None,
 ) -> dict[str, Any]:
     """Measure for about `seconds` each; what `train bench --json` prints. Raises `UserError`.
+
+    `options`: the family's own.
 
     The shards of a set behind a URL come to the folder `cache`, of at most `cache_size` bytes.
     """
@@ -81,6 +84,7 @@ def bench(
             num_frames=recipe.frames,
             size=size,
             in_channels=INPUTS[recipe.input],
+            **(options or {}),
         )
     )
     step = training_step(model, recipe, compute)
@@ -96,6 +100,8 @@ def bench(
         speeds = _measure(stream, step, seconds)
     return {
         "model": name,
+        "options": dict(options or {}),
+        "input": recipe.input,
         "parameters": count_parameters(model),
         "batch_size": recipe.batch_size,
         "frames": recipe.frames,

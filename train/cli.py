@@ -18,7 +18,7 @@ from train.cli_options import (
     shards_option,
 )
 from train.cli_pretrain import pretrain
-from train.cli_recipe import Training, family_option, make_recipe, recipe_options, stopping_options
+from train.cli_recipe import Training, family_option, input_option, make_recipe, recipe_options, stopping_options
 from train.cli_report import report
 from train.cli_training import run_options, settings_from, train_run
 from train.cli_use import export, predict
@@ -67,12 +67,14 @@ def run(ctx: click.Context, /, model: str, **flags: Any) -> None:
 @cache_options
 @batch_size_option
 @frames_option
+@input_option
+@family_option
 @compute_options
 @click.option("--seconds", type=click.FloatRange(0), default=10, help="How long each of the three is measured.")
 @json_option
 def bench(
     model: str, shards: Path | str, cache: Path | None, cache_size: int | None, device: str, precision: str,
-    seconds: float, as_json: bool, **flags: Any,
+    seconds: float, as_json: bool, options: dict[str, Any], **flags: Any,
 ) -> None:  # fmt: skip
     """Say what holds training up: the loader or the model.
 
@@ -80,8 +82,9 @@ def bench(
     family's own.
 
     \b
-    Example:
+    Examples:
       train bench --model early_fusion --seconds 5
+      train bench --model vivit --option scale=small --input diff
     """
     from pipeline.shards.index import read_set
 
@@ -93,7 +96,7 @@ def bench(
     from train.compute import choose_compute
 
     compute = choose_compute(device, precision)
-    found = measure(model, shard_set, recipe, compute, seconds, cache=cache, cache_size=cache_size)
+    found = measure(model, shard_set, recipe, compute, seconds, options, cache=cache, cache_size=cache_size)
     if as_json:
         print_json(found)
         return

@@ -22,6 +22,9 @@ FIXED = ("name", "num_classes", "num_frames", "size", "in_channels", "dropout", 
 
 
 # A flag that is not given takes the family's default, from train/recipes.py.
+input_option = click.option(
+    "--input", type=click.Choice(["rgb", "diff", "rgb+diff"]), help="Colours, changes, or both."
+)
 RECIPE_FLAGS: list[Callable[[Any], Any]] = [
     click.option("--epochs", type=click.IntRange(1), help="Passes over the training clips."),
     batch_size_option,
@@ -49,11 +52,7 @@ RECIPE_FLAGS: list[Callable[[Any], Any]] = [
     click.option("--hue", type=click.FloatRange(0, 0.5), help="How far colours may turn, of a whole turn."),
     click.option("--grayscale", type=SHARE, help="Share of clips without colour."),
     click.option("--blur", type=SHARE, help="Share of clips that are blurred."),
-    click.option(
-        "--input",
-        type=click.Choice(["rgb", "diff", "rgb+diff"]),
-        help="Colours, changes, or both.",
-    ),
+    input_option,
     click.option("--sampling", type=click.Choice(["window", "uniform"]), help="Frames in a row, or of the whole."),
     click.option(
         "--stride", type=click.IntRange(1), help="Of a window: from one frame to the next, in stored frames."
