@@ -141,6 +141,18 @@ def test_a_damaged_chunk_is_an_error_that_names_shard_and_sample(
         get_format("webdataset").open(path, recipe).frames(sample)
 
 
+def test_a_jpeg_that_is_cut_or_has_a_second_scan_is_an_error() -> None:
+    codec, frame = get_codec(replace(SMALL, codec="jpeg")), np.full((1, 64, 64, 3), 255, np.uint8)
+    data = codec.encode(frame)
+    (_, pixels), out = jpeg_size(memoryview(data)), np.empty_like(frame)
+    scan = data[data.rindex(b"\xff\xda", 0, pixels) : -2]
+    codec.decode(memoryview(data), out)
+    assert np.array_equal(out, frame)
+    for damaged in (data[:pixels], data[: pixels + 8], data[:-2] + scan + data[-2:]):
+        with pytest.raises(ValueError, match="a JPEG that cannot be decoded"):
+            codec.decode(memoryview(damaged), out)
+
+
 def test_a_jpeg_that_claims_another_size_is_never_decoded() -> None:
     codec = get_codec(replace(SMALL, codec="jpeg"))
     large: NDArray[np.uint8] = np.zeros((1, 64, 64, 3), np.uint8)

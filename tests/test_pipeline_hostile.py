@@ -193,12 +193,15 @@ def unsized(frame: bytes) -> bytes:
 
 HUGE = b"\xff\xc0\x00\x11\x08\xff\xdc\xff\xdc\x03\x01\x11\x00\x02\x11\x01\x03\x11\x01"  # 65500 × 65500
 HONEST = b"\xff\xc0\x00\x11\x08\x00\x08\x00\x08\x03\x01\x11\x00\x02\x11\x01\x03\x11\x01"  # 8 × 8
+SCAN = b"\xff\xda\x00\x0c\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x00"  # of all three components
+SCAN_OF_ONE = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
 JPEGS = {
-    "jpeg-huge": b"\xff\xd8" + HUGE + b"\xff\xd9",
+    "jpeg-huge": b"\xff\xd8" + HUGE + SCAN + b"\xff\xd9",
     # A marker without a length: who thinks that it has one passes over the header that counts.
-    "jpeg-hidden": b"\xff\xd8\xff\x01" + HUGE + bytes(65_000) + HONEST + b"\xff\xd9",
-    "bmp": b"BM" + HONEST + bytes(100),
-    "scans": b"\xff\xd8" + HONEST + b"\xff\xda\x00\x02" * 10_000,
+    "jpeg-hidden": b"\xff\xd8\xff\x01" + HUGE + bytes(65_000) + HONEST + SCAN + b"\xff\xd9",
+    "bmp": b"BM" + HONEST + SCAN + bytes(100),
+    "scans": b"\xff\xd8" + HONEST + SCAN_OF_ONE * 10_000,
+    "more-scans": b"\xff\xd8" + HONEST + SCAN * 10_000,
 }
 CODECS = {
     "zstd-bomb": ("webdataset-zstd", Zstd, bomb_of(1 << 30)),
@@ -357,7 +360,7 @@ def test_a_strangers_csv_ends_in_one_clear_error(tmp_path: Path, rows: bytes, me
 
 def test_a_jpeg_header_that_a_decoder_reads_otherwise_is_none() -> None:
     assert {name: jpeg_size(memoryview(data))[0] for name, data in JPEGS.items()} == {
-        "jpeg-huge": (65_500, 65_500), "jpeg-hidden": (0, 0), "bmp": (0, 0), "scans": (8, 8),
+        "jpeg-huge": (65_500, 65_500), "jpeg-hidden": (0, 0), "bmp": (0, 0), "scans": (0, 0), "more-scans": (8, 8),
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 import cv2
 import numcodecs.zstd
 import numpy as np
+import simplejpeg
 
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
@@ -19,8 +20,8 @@ from pipeline.shards import Frames
 ZSTD_LEVEL = 1  # higher levels gain a few percent here and cost several times the time
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 BASELINE = 0xC0  # JPEG markers: frame header of a baseline picture …
-TABLES = frozenset([0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)])  # … and what may stand before it
-START_OF_SCAN, MOST_SCANS = b"\xff\xda", 4  # each scan costs a pass over the picture, however short it is
+TABLES = frozenset([0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)])  # … what may stand before it and after …
+SCAN = 0xDA  # … and header of a scan
 
 
 class Codec(Protocol):
@@ -101,7 +102,10 @@ class Jpeg:
     def __init__(self, quality: int) -> None:
         colour = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
         self._settings = [cv2.IMWRITE_JPEG_QUALITY, quality, *colour]
-        self._known = (0, 0), b""  # a size, and what stood before it and in it: the same in all frames of a build
+        self._known = (
+            (0, 0),
+            b"",
+        )  # a size, and all that stood before the pixels: the same in all frames of a build
 
     def head(self, shape: tuple[int, int, int, int]) -> bytes:  # noqa: ARG002
         """See `Codec.head`: none."""
@@ -122,35 +126,31 @@ class Jpeg:
             if size != out.shape[1:3]:
                 raise ValueError(f"no JPEG of {out.shape[2]}×{out.shape[1]}")
             self._known = size, bytes(data[:stop])
-        if bytes(data).count(START_OF_SCAN) > MOST_SCANS:
-            raise ValueError(f"a JPEG of more than {MOST_SCANS} scans")
         try:
-            picture = cv2.imdecode(
-                np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-            )
-        except cv2.error as error:
-            raise ValueError(f"a JPEG that cannot be decoded: {error.err}") from error
-        if picture is None or picture.shape != out.shape[1:]:
-            raise ValueError("a JPEG that cannot be decoded")
-        out[0] = picture
+            simplejpeg.decode_jpeg(data, "RGB", buffer=out[0])
+        except ValueError as error:
+            raise ValueError(f"a JPEG that cannot be decoded: {error}") from error
 
 
 def jpeg_size(data: memoryview) -> tuple[tuple[int, int], int]:
-    """(height, width) from the header of a baseline frame (ITU T.81, B.2.2), and where that ends; zeros where
-    there is none.
+    """(height, width) from the header of a baseline frame (ITU T.81, B.2.2), and where the pixels begin; zeros
+    where there is none.
 
     Only what a decoder cannot read in another way is passed over: a marker without a length would let it see
-    another header than this. Nor is it another kind of picture: OpenCV would decode that, of any size.
+    another header than this. The first scan has all components, so that there is no second one: each costs a pass
+    over the picture, however short it is.
     """
+    size, components, place = (0, 0), 0, 2
     if bytes(data[:2]) != b"\xff\xd8":
-        return (0, 0), 0
-    place = 2
-    while place + 9 <= len(data) and data[place] == 0xFF:
+        return size, 0
+    while place + 10 <= len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker == BASELINE:
+        if marker == SCAN and components == data[place + 4]:
+            return size, place + 2 + length
+        if marker == BASELINE and not components:
             height, width = (int.from_bytes(data[place + at : place + at + 2], "big") for at in (5, 7))
-            return (height, width), place + 9
-        if marker not in TABLES or length < 2:
+            size, components = (height, width), data[place + 9]
+        elif marker not in TABLES or length < 2:
             break
         place += 2 + length
     return (0, 0), 0
