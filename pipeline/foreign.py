@@ -42,7 +42,8 @@ def read_text(path: Path | str, most: int = MOST_TEXT) -> str:
     """A text as it is: no newline is made another one. Raises `OSError`, also where it is longer than `most`
     bytes, and `UnicodeDecodeError`."""
     with open_plain(path) as file:
-        return limited(file.read(most + 1), str(path), most).decode()
+        room = min(os.fstat(file.fileno()).st_size, most)  # memory for `most` would be got, and given back
+        return limited(file.read(room + 1), str(path), most).decode()
 
 
 def limited(data: bytes, name: str, most: int = MOST_TEXT) -> bytes:

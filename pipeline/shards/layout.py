@@ -1,7 +1,5 @@
 """Whether a sidecar can be true: its place in the set, and where it says that samples are. No shard is opened."""
 
-from operator import attrgetter
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,10 +26,9 @@ def check_layout(sidecar: Sidecar, recipe: Recipe) -> None:
     samples = sidecar.samples
     if not samples:
         return
-    frames, offset, checksums = (
-        np.fromiter(map(ask, samples), np.uint64, len(samples))
-        for ask in (attrgetter("frames"), attrgetter("offset"), lambda sample: len(sample.crc32c))
-    )
+    frames = np.fromiter([sample.frames for sample in samples], np.uint64)
+    offset = np.fromiter([sample.offset for sample in samples], np.uint64)
+    checksums = np.fromiter([len(sample.crc32c) for sample in samples], np.uint64)
 
     def refuse(wrong: NDArray[np.bool_], problem: str) -> None:
         if wrong.any():

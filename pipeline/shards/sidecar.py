@@ -155,9 +155,10 @@ def _check_names(sidecar: Sidecar) -> None:
             )
             raise ValueError(f"a sample's {field} is {wrong[:80]!r}")
     entries: tuple[Sample | Broken, ...] = (*sidecar.samples, *sidecar.rejected, *sidecar.damaged)
-    for label in {entry.label for entry in entries}:
-        if not label or CONTROL.search(label):
-            raise ValueError(f"a label is {label[:80]!r}")
+    labels = {entry.label for entry in entries}
+    if "" in labels or CONTROL.search("".join(labels)):
+        wrong = next(label for label in labels if not label or CONTROL.search(label))
+        raise ValueError(f"a label is {wrong[:80]!r}")
 
 
 def _decode(text: str) -> Sidecar:
