@@ -8,6 +8,7 @@ import click
 
 from pipeline.commands import PLACE, json_option, names_in, overwrite_option, seed_option
 from pipeline.console import human_bytes, print_json, print_table, progress, warn
+from pipeline.interrupt import resumable
 
 if TYPE_CHECKING:
     from pipeline.driver import BuildReport, Wanted
@@ -121,7 +122,8 @@ def build_shards(
         _print_estimate(out, found, as_json)
         return
     names = ("scheduler", "overwrite", "max_rejects", "time_limit", "cache")
-    with progress("videos") as stage:
+    again = "the same command without --overwrite" if options["overwrite"] else "the same command again"
+    with progress("videos") as stage, resumable(again):
         report = build_set(wanted, out, workers=workers, stage=stage, **{name: options[name] for name in names})
     summary = summarize(read_set(out, whole=False))
     _print_built(out, report, summary, as_json)

@@ -9,6 +9,7 @@ import click
 from pipeline.cli_build import group_by_option, set_argument, source_option, workers_option
 from pipeline.commands import PLACE, apply_options, json_option
 from pipeline.console import human_bytes, print_json, print_table, printable, progress, warn
+from pipeline.interrupt import resumable
 
 if TYPE_CHECKING:
     from pipeline.sets import Difference, Found
@@ -69,7 +70,7 @@ def pull(source: Path | str, folder: Path | str, **options: Any) -> None:
 def _transfer(source: Path | str, target: Path | str, *, as_json: bool, **options: Any) -> None:
     from pipeline.share import transfer
 
-    with progress("shards") as stage:
+    with progress("shards") as stage, resumable():
         done = transfer(source, target, stage=stage, **options)
     if as_json:
         print_json(asdict(done))
@@ -186,7 +187,7 @@ def verify(
         from pipeline.repair import repair_set
 
         _print_damage(found, err=True)
-        with progress("videos") as stage:
+        with progress("videos") as stage, resumable():
             repaired = repair_set(found, source, group_by=group_by, workers=workers, stage=stage)
         with progress("shards") as stage:
             found = verify_set(shards, deep=deep, jobs=jobs, stage=stage)

@@ -253,6 +253,18 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_a_traceback_with_v(
     assert told.exit_code == 1 and "Traceback" in told.stderr and told.stderr.splitlines()[-1].startswith("Error:")
 
 
+@pytest.mark.parametrize(("program", "words"), [("prep", ["inspect"]), ("train", ["run", "--model", "vivit"])])
+def test_ctrl_c_is_one_line(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.shards.index.read_set", interrupted)
+    monkeypatch.setattr("train.loop.read_set", interrupted)
+    result = invoke(program, *words)
+    assert (result.exit_code, result.stderr) == (130, "Stopped.\n")
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_reader_that_has_seen_enough_is_no_error_and_a_server_that_hangs_up_is_one(small_set: Path) -> None:
     command = [sys.executable, "-c", "from pipeline.cli import main; main()", "inspect", str(small_set), "--json"]
     reader, writer = os.pipe()
