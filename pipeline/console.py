@@ -99,6 +99,11 @@ def progress(unit: str) -> Iterator[Stage]:
         bar.stop()
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 video`, `2 videos`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def human_bytes(count: float) -> str:
     """`1.9 GB`."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, Protocol, Self
@@ -79,6 +80,16 @@ class Recipe:
         """16 hex digits of the SHA-256 of the canonical JSON of all fields."""
         canonical = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def flags(self) -> str:
+        """What `prep build-shards` is told to get it, for a shell; what is the default is left out."""
+        usual = {**Recipe().as_dict(), "size": "112x112"}
+        mine = {**self.as_dict(), "size": f"{self.width}x{self.height}"}
+        told = [
+            name for name in mine if name not in ("width", "height", "contract") and mine[name] != usual.get(name)
+        ]
+        return " ".join(f"--{name.replace('_', '-')} {shlex.quote(str(mine[name]))}" for name in told)
 
     def differences(self, other: "Recipe") -> list[str]:
         """The fields in which `other` differs, as `name=ours, not theirs`."""
