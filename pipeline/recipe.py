@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 
 from pipeline.errors import UserError
 from pipeline.foreign import parse_json
+from pipeline.no_set import what_to_do
 
 RECIPE_FILE = "recipe.json"
 CONTRACT = 1  # version of docs/format.md; part of the fingerprint
@@ -140,10 +141,8 @@ def read_recipe(folder: Readable) -> Recipe:
     try:
         values = parse_json(folder.read(RECIPE_FILE))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{folder}: no shard set here (no {RECIPE_FILE}); "
-            f"make a shard set with `prep build-shards --out {folder}`"
-        ) from None
+        advice = what_to_do(str(folder), RECIPE_FILE)
+        raise UserError(f"{folder}: no shard set here (no {RECIPE_FILE}); {advice}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     if not isinstance(values, dict):

@@ -1,6 +1,7 @@
 """`prep` as a user runs it: one clear line for a mistake, the right exit code, JSON where asked."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,19 @@ def test_wrong_flags_are_named(labelled_videos: Path, tmp_path: Path, flag: str,
 def test_a_missing_set_says_how_to_make_one(tmp_path: Path) -> None:
     assert_one_clear_line(prep("inspect", tmp_path / "nowhere"), 2, "make a shard set with `prep build-shards")
     assert_one_clear_line(prep("inspect", tmp_path), 2, "no shard set here")
+
+
+def test_where_a_set_is_missing_the_advice_fits_what_is_there(small_set: Path, tmp_path: Path) -> None:
+    videos = small_set.parent / "videos"
+    made_of_them = f"make a shard set of them with `prep build-shards {videos} --out data/mine`"
+    assert_one_clear_line(prep("inspect", videos), 2, made_of_them)
+    close = small_set.with_name(small_set.name + "s")
+    assert_one_clear_line(prep("inspect", close), 2, f"VIDEOS --out {close}`; did you mean {small_set}?")
+    assert_one_clear_line(prep("inspect", small_set.parent), 2, f"did you mean {small_set}?")
+    shutil.copytree(small_set, tmp_path / "set")
+    (tmp_path / "set" / "recipe.json").unlink()
+    assert_one_clear_line(prep("inspect", tmp_path / "set"), 2, f"`prep verify {tmp_path}/set --repair --source")
+    assert_one_clear_line(prep("inspect", "memory://team/x"), 2, "`prep list memory://team/x` says which sets")
 
 
 def test_another_rate_into_the_same_set_is_refused(small_set: Path) -> None:
