@@ -20,7 +20,10 @@ from pipeline.shards.index import read_set
 def start_build(
     source: Path, root: Path, workers: int, *more: str, stderr: int = subprocess.DEVNULL
 ) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "build-shards", str(source)]
+    # Where these tests run in a shell's background, Ctrl-C is ignored, and that is inherited.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from pipeline.cli import main; main()"
+    command = [sys.executable, "-c", code, "build-shards", str(source)]
     options = ["--out", str(root), "--workers", str(workers), "--videos-per-shard", "4", *more]
     # In a process group of its own, as a shell would start it
     return subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True)
