@@ -96,7 +96,8 @@ def progress(unit: str) -> Iterator[Stage]:
     try:
         yield stage
     finally:
-        bar.stop()
+        if bar.live.is_started:  # else `stop` leaves an empty line in a pipe
+            bar.stop()
 
 
 def counted(count: int, noun: str) -> str:

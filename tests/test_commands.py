@@ -237,6 +237,11 @@ def test_no_color_is_respected_on_a_terminal(small_set: Path) -> None:
     assert "\x1b" not in plain
 
 
+def test_in_a_pipe_no_empty_line_comes_before_a_message(tmp_path: Path) -> None:
+    stderr = invoke("prep", "build-shards", tmp_path / "nowhere").stderr
+    assert stderr.startswith("Error: ") and len(stderr.splitlines()) == 1
+
+
 def test_v_tells_what_is_done_and_else_nothing_is_told(small_set: Path) -> None:
     assert invoke("prep", "inspect", small_set).stderr == ""
     told = invoke("prep", "inspect", small_set, "-v").stderr

@@ -118,7 +118,7 @@ def test_sample_videos_never_replace_anything_unasked(tmp_path: Path) -> None:
 def test_strict_fails_when_a_video_was_rejected(labelled_videos: Path, tmp_path: Path) -> None:
     (labelled_videos / "cats" / "text.mp4").write_text("not a video")
     result = prep("build-shards", labelled_videos, "--out", tmp_path / "set", "--workers", 0, "--strict")
-    assert_one_clear_line(result, 1, "1 videos were rejected or damaged (--strict)")
+    assert_one_clear_line(result, 1, "1 video rejected or damaged (--strict)")
     assert json.loads(prep("inspect", tmp_path / "set", "--json").stdout)["videos"] == 8
 
 
