@@ -80,10 +80,10 @@ def test_where_a_set_is_missing_the_advice_fits_what_is_there(small_set: Path, t
     videos = small_set.parent / "videos"
     made_of_them = f"make a shard set of them with `prep build-shards {videos} --out data/mine`"
     assert_one_clear_line(prep("inspect", videos), 2, made_of_them)
-    close = small_set.with_name(small_set.name + "s")
-    assert_one_clear_line(prep("inspect", close), 2, f"VIDEOS --out {close}`; did you mean {small_set}?")
-    assert_one_clear_line(prep("inspect", small_set.parent), 2, f"did you mean {small_set}?")
     shutil.copytree(small_set, tmp_path / "set")
+    close = tmp_path / "sets"
+    assert_one_clear_line(prep("inspect", close), 2, f"VIDEOS --out {close}`; did you mean {tmp_path}/set?")
+    assert_one_clear_line(prep("inspect", tmp_path), 2, f"did you mean {tmp_path}/set?")
     (tmp_path / "set" / "recipe.json").unlink()
     assert_one_clear_line(prep("inspect", tmp_path / "set"), 2, f"`prep verify {tmp_path}/set --repair --source")
     assert_one_clear_line(prep("inspect", "memory://team/x"), 2, "`prep list memory://team/x` says which sets")
