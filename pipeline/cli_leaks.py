@@ -57,7 +57,7 @@ def leaks(
     if group:
         then = shlex.join(["prep", "build-shards", str(group), "--out", str(shards)])
         then = f"{then} {shard_set.recipe.flags}".rstrip()
-        click.echo(f"{group}: {counted(moved, 'video')} of another split than now; next: {then}", err=as_json)
+        click.echo(f"{group}: moves {counted(moved, 'video')} to another split; next: {then}", err=as_json)
     if strict and shown:
         raise WorkFailed(f"{shards}: {counted(len(shown), 'pair')} of copies found (--strict)")
 
