@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands import PLACE, json_option, names_in, overwrite_option, seed_option
-from pipeline.console import human_bytes, print_json, print_table, progress, warn
+from pipeline.console import counted, human_bytes, print_json, print_table, progress, warn
+from pipeline.interrupt import resumable
 
 if TYPE_CHECKING:
     from pipeline.driver import BuildReport, Wanted
@@ -121,7 +122,8 @@ def build_shards(
         _print_estimate(out, found, as_json)
         return
     names = ("scheduler", "overwrite", "max_rejects", "time_limit", "cache")
-    with progress("videos") as stage:
+    again = "the same command without --overwrite" if options["overwrite"] else "the same command again"
+    with progress("videos") as stage, resumable(again):
         report = build_set(wanted, out, workers=workers, stage=stage, **{name: options[name] for name in names})
     summary = summarize(read_set(out, whole=False))
     _print_built(out, report, summary, as_json)
@@ -162,8 +164,8 @@ def _print_built(out: Path | str, report: "BuildReport", summary: dict[str, Any]
         print_json({**summary, **did, "warnings": list(report.warnings)})
         return
     print_table(
-        f"{out}: decoded {report.decoded} videos, copied {report.copied}, rejected {report.rejected}; "
-        f"wrote {report.shards_written} shards, kept {report.shards_kept}",
+        f"{out}: decoded {counted(report.decoded, 'video')}, copied {report.copied}, rejected {report.rejected}; "
+        f"wrote {counted(report.shards_written, 'shard')}, kept {report.shards_kept}",
         _summary_rows(summary),
     )
     _print_broken(summary)
@@ -178,7 +180,7 @@ def _check_built(source: Path | str, summary: dict[str, Any], *, strict: bool) -
     broken = summary["rejected"] + len(summary["damaged"])
     if strict and broken:
         raise WorkFailed(
-            f"{source}: {broken} videos were rejected or damaged (--strict); the set stands, and says which"
+            f"{source}: {counted(broken, 'video')} rejected or damaged (--strict); the set stands, and says which"
         )
 
 
@@ -194,8 +196,8 @@ def _print_estimate(out: Path | str, found: "Estimate", as_json: bool) -> None:
             ("videos", f"{found.videos:,}, about {found.unreadable:,} of them unreadable"),
             ("length", f"{found.hours:,.2f} hours"),
             ("frames", f"{found.frames:,}"),
-            ("bytes", f"{human_bytes(found.bytes)} in {found.shards:,} shards"),
-            ("this build", f"decodes {found.decode:,} videos in about {found.seconds:,.0f} s"),
+            ("bytes", f"{human_bytes(found.bytes)} in {counted(found.shards, 'shard')}"),
+            ("this build", f"decodes {counted(found.decode, 'video')} in about {found.seconds:,.0f} s"),
         ],
     )
 
@@ -262,7 +264,7 @@ def _summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("videos", f"{summary['videos']:,}"),
         ("rejected", f"{summary['rejected']:,}"),
         ("frames", f"{summary['frames']:,} of {width}×{height}, {summary['fps']:g} a second"),
-        ("bytes", f"{human_bytes(summary['bytes'])} in {summary['shards']:,} shards"),
+        ("bytes", f"{human_bytes(summary['bytes'])} in {counted(summary['shards'], 'shard')}"),
         ("splits", by_split),
         ("groups", f"{summary['groups']:,}, {len(summary['groups_across_splits'])} of them across splits"),
         ("recipe", summary["fingerprint"]),

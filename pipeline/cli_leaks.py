@@ -1,5 +1,6 @@
 """`prep leaks`: copies of videos where they do harm."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,7 @@ import click
 
 from pipeline.cli_build import DEFAULT_VIDEOS, set_argument, source_option
 from pipeline.commands import FILE, check_files, json_option, overwrite_option
-from pipeline.console import print_json, print_table, progress, warn
+from pipeline.console import counted, print_json, print_table, progress, warn
 
 if TYPE_CHECKING:
     from pipeline.leaks import Leaks, Pair
@@ -51,12 +52,14 @@ def leaks(
     with progress("videos") as stage:
         found = find_leaks(shard_set, threshold, stage)
     shown = [pair for pair in found.pairs if every or pair.harms]
-    moved = write_groups(group, shard_set, videos, found.pairs) if group else None
+    moved = write_groups(group, shard_set, videos, found.pairs) if group else 0
     _print_leaks(shards, found, shown, threshold, as_json)
     if group:
-        click.echo(f"{group}: {moved} videos change their split; next: prep build-shards {group}", err=as_json)
+        then = shlex.join(["prep", "build-shards", str(group), "--out", str(shards)])
+        then = f"{then} {shard_set.recipe.flags}".rstrip()
+        click.echo(f"{group}: moves {counted(moved, 'video')} to another split; next: {then}", err=as_json)
     if strict and shown:
-        raise WorkFailed(f"{shards}: {len(shown)} pairs of copies were found (--strict)")
+        raise WorkFailed(f"{shards}: {counted(len(shown), 'pair')} of copies found (--strict)")
 
 
 def _print_leaks(shards: Path | str, found: "Leaks", shown: "list[Pair]", threshold: float, as_json: bool) -> None:
@@ -73,14 +76,17 @@ def _print_leaks(shards: Path | str, found: "Leaks", shown: "list[Pair]", thresh
         for pair in shown[:PAIRS_SHOWN]
     ]  # fmt: skip
     harm = sum(pair.harms for pair in found.pairs)
-    title = f"{shards}: {harm} pairs of copies cross splits or labels, {len(found.pairs) - harm} do not"
+    title = f"{shards}: no copies were found"
+    if found.pairs:
+        title = f"{shards}: {counted(len(found.pairs), 'pair')} of copies, {harm} of them across splits or labels"
     if rows:
         print_table(title, rows, ("video a", "video b", "split", "label", "distance", "kind"))
     else:
         click.echo(title)
     if len(shown) > PAIRS_SHOWN:
         click.echo(f"and {len(shown) - PAIRS_SHOWN} more; --json lists them all")
-    reasons = {"flat": "show one flat colour", "still": "do not move", "short": "are shorter than 1.2 s"}
+    reasons = {"flat": "of one flat colour", "still": "without motion", "short": "shorter than 1.2 s"}
     for kind, names in unseen.items():
         if names:
-            warn(f"{len(names)} videos {reasons[kind]}: only exact copies of them are found; --json lists them")
+            only = "only exact copies of such are found; --json lists them"
+            warn(f"{counted(len(names), 'video')} {reasons[kind]}: {only}")

@@ -41,8 +41,8 @@ def preview(shards: Path | str, out: Path, overwrite: bool, as_json: bool, **opt
     from pipeline.preview import make_preview
     from pipeline.shards.index import read_set
 
-    check_files({"--out": out}, overwrite=overwrite)
     shard_set = read_set(shards, whole=False)
+    check_files({"--out": out}, overwrite=overwrite)
     with progress("videos") as stage:
         page = make_preview(shard_set, stage=stage, **options)
     deliver_page(out, page, as_json=as_json)

@@ -1,5 +1,6 @@
 """`prep push`, `pull`, `list`, `verify`, `diff`: sets that people pass around."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,14 +9,16 @@ import click
 
 from pipeline.cli_build import group_by_option, set_argument, source_option, workers_option
 from pipeline.commands import PLACE, apply_options, json_option
-from pipeline.console import human_bytes, print_json, print_table, printable, progress, warn
+from pipeline.console import counted, human_bytes, print_json, print_table, printable, progress, warn
+from pipeline.interrupt import resumable
+from pipeline.places import is_url
 
 if TYPE_CHECKING:
     from pipeline.sets import Difference, Found
     from pipeline.verify import Verified
 
 SHOWN = 50
-AGES = ((86_400, "days"), (3600, "hours"), (60, "minutes"))
+AGES = ((86_400, "day"), (3600, "hour"), (60, "minute"))
 
 jobs_option = click.option(
     "--jobs", type=click.IntRange(1, 64), default=4, help="How many at a time: shards on the way."
@@ -69,13 +72,13 @@ def pull(source: Path | str, folder: Path | str, **options: Any) -> None:
 def _transfer(source: Path | str, target: Path | str, *, as_json: bool, **options: Any) -> None:
     from pipeline.share import transfer
 
-    with progress("shards") as stage:
+    with progress("shards") as stage, resumable():
         done = transfer(source, target, stage=stage, **options)
     if as_json:
         print_json(asdict(done))
         return
     click.echo(
-        f"{target}: {done.copied:,} shards copied ({human_bytes(done.bytes)}), {done.kept:,} were there, "
+        f"{target}: {counted(done.copied, 'shard')} copied ({human_bytes(done.bytes)}), {done.kept:,} were there, "
         f"{done.removed:,} removed"
     )
 
@@ -100,11 +103,11 @@ def list_command(root: Path | str, as_json: bool) -> None:
         return
     rows = [
         (one.name, _recipe_text(one), one.fingerprint, f"{one.videos:,}", human_bytes(one.bytes),
-         _age_text(one.age), one.error or _alike_text(_about(one, found)))
+         _age_text(one), one.error or _alike_text(_about(one, found)))
         for one in found
     ]  # fmt: skip
     if rows:
-        print_table(str(root), rows, ("set", "recipe", "fingerprint", "videos", "bytes", "age", ""))
+        print_table(str(root), rows, ("set", "recipe", "fingerprint", "videos", "bytes", "age", "notes"))
     else:
         click.echo(f"{root}: no shard sets here")
 
@@ -128,10 +131,11 @@ def _recipe_text(one: "Found") -> str:
     return f"{recipe.fps} fps, {recipe.width}×{recipe.height} {recipe.fit}, {recipe.format} {recipe.codec}"
 
 
-def _age_text(age: float | None) -> str:
-    if age is None:
-        return ""
-    return next((f"{age / unit:.0f} {name}" for unit, name in AGES if age >= unit), f"{age:.0f} seconds")
+def _age_text(one: "Found") -> str:
+    if one.age is None:
+        return "unknown" if one.recipe else ""
+    unit, name = next((pair for pair in AGES if one.age >= pair[0]), (1, "second"))
+    return counted(round(one.age / unit), name)
 
 
 def _alike_text(about: dict[str, Any]) -> str:
@@ -186,13 +190,25 @@ def verify(
         from pipeline.repair import repair_set
 
         _print_damage(found, err=True)
-        with progress("videos") as stage:
+        with progress("videos") as stage, resumable():
             repaired = repair_set(found, source, group_by=group_by, workers=workers, stage=stage)
         with progress("shards") as stage:
             found = verify_set(shards, deep=deep, jobs=jobs, stage=stage)
     _print_verified(shards, found, repaired, as_json)
     if found.damage:
-        raise WorkFailed(f"{shards}: {len(found.damage)} files are damaged, the first is {found.damage[0].file}")
+        count, first = counted(len(found.damage), "damaged file"), found.damage[0].file
+        raise WorkFailed(f"{shards}: {count}, the first is {first}; {_mending(shards, found)}")
+
+
+def _mending(shards: Path | str, found: "Verified") -> str:
+    """What to do about the damage."""
+    name = shlex.quote(str(shards))
+    if found.building:
+        return "run the build or the transfer there to its end first"
+    if name.startswith(("http://", "https://")):
+        return "whoever keeps the set there mends it with `prep verify --repair` or `prep push --check`"
+    copied = f"prep push SET {name} --check" if is_url(shards) else f"prep pull URL {name} --check"
+    return f"`prep verify {name} --repair --source VIDEOS` builds them anew, `{copied}` takes them from a copy"
 
 
 def _print_verified(shards: Path | str, found: "Verified", repaired: list[str], as_json: bool) -> None:
@@ -203,10 +219,11 @@ def _print_verified(shards: Path | str, found: "Verified", repaired: list[str], 
                     "without_checksum": count - found.sealed, "building": found.building})  # fmt: skip
         return
     _print_damage(found, err=False)
-    click.echo(f"{shards}: {count:,} shards, {human_bytes(found.bytes)}; {len(found.damage)} files are damaged, "
-               f"{len(repaired)} shards were repaired")  # fmt: skip
+    damaged, mended = counted(len(found.damage), "damaged file"), counted(len(repaired), "shard")
+    click.echo(f"{shards}: {counted(count, 'shard')}, {human_bytes(found.bytes)}; {damaged}, {mended} repaired")
     if count > found.sealed:
-        warn(f"{count - found.sealed} sidecars, of an older release, have no checksum: damage to them goes unseen")
+        old = counted(count - found.sealed, "sidecar")
+        warn(f"{old} of an older release, without a checksum: damage to such goes unseen")
     if found.building:
         warn("a build or a transfer is running there, or was stopped: shards that are missing are not counted")
 

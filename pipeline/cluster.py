@@ -6,14 +6,16 @@ The only file that imports Dask.
 import faulthandler
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
 from pipeline.errors import UserError, WorkFailed
+from pipeline.interrupt import unheard
 from pipeline.report import Report, Step
 
 TaskT = TypeVar("TaskT")
@@ -169,16 +171,28 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
         with client:
             yield client
         return
-    # A worker decodes one video at a time on one thread; more threads would only fight over the cores.
-    with (
-        dask.config.set(LOCAL),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=":0",  # any free port: another build may run here
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+    with dask.config.set(LOCAL):
+        with unheard():  # by the cluster's threads, too: they begin new workers for those that die
+            # A worker decodes one video at a time on one thread; more threads would only fight over the cores.
+            local = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=":0",  # any free port: another build may run here
+                silence_logs=logging.CRITICAL,
+            )
+        with local as cluster, Client(cluster) as client:
+            try:
+                yield client
+            except BaseException:
+                _kill(cluster)
+                raise
+
+
+def _kill(cluster: Any) -> None:
+    """End the workers of this machine at once: closing would wait for shards that nobody wants any longer."""
+    for nanny in cluster.workers.values():
+        nanny.auto_restart = False
+        with suppress(ProcessLookupError):
+            if nanny.pid:
+                os.kill(nanny.pid, signal.SIGKILL)

@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from pipeline.console import human_bytes, print_json, printable
 from pipeline.errors import UserError
+from pipeline.interrupt import EXIT_CODE
 from pipeline.places import as_place
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -59,7 +60,7 @@ class WrongUse(click.ClickException):
 
 
 class Commands(click.Group):
-    """A click group whose commands end any error in one line and its exit code, and all take `-v`.
+    """A click group whose commands end any error, and Ctrl-C, in one line and its exit code, and all take `-v`.
 
     It brings the command `completion`. With `-v` an error that nobody foresaw shows its traceback, too; with
     `-vv` every error does.
@@ -91,6 +92,9 @@ class Commands(click.Group):
                 return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except KeyboardInterrupt as stop:
+            click.echo(f"Stopped; {stop}" if str(stop) else "Stopped.", err=True)
+            ctx.exit(EXIT_CODE)
         except UserError as error:
             _end(ctx, str(error), error.exit_code, traceback_from=2)
         except OSError as error:  # a full disk, a folder that may not be written

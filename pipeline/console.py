@@ -96,7 +96,13 @@ def progress(unit: str) -> Iterator[Stage]:
     try:
         yield stage
     finally:
-        bar.stop()
+        if bar.live.is_started:  # else `stop` leaves an empty line in a pipe
+            bar.stop()
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 video`, `2 videos`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def human_bytes(count: float) -> str:

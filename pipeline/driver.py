@@ -139,7 +139,11 @@ def build_set(
         rejected=sum(shard.rejected for shard in built),
         shards_written=len(built),
         shards_kept=len(todo.names) - len(built),
-        warnings=(*split_warnings(videos, asked), *group_warnings(videos, wanted.group_by), *_troubles(built)),
+        warnings=(
+            *split_warnings(videos, asked),
+            *group_warnings(videos, wanted.group_by, drawn=bool(asked)),
+            *_troubles(built),
+        ),
     )
 
 

@@ -102,7 +102,21 @@ def reached(url: str, *passed: type[Exception]) -> Iterator[None]:
     except known:
         raise
     except Exception as error:  # each file system has exceptions of its own
-        raise UserError(f"{url}: cannot be reached: {type(error).__name__}: {error}") from error
+        raise UserError(f"{url}: cannot be reached: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What an exception of a file system says; of a host that does not answer, not in aiohttp's words."""
+    from ssl import SSLError
+
+    cause = getattr(error, "os_error", None)
+    if not isinstance(cause, OSError) or isinstance(cause, SSLError):
+        return str(error) if type(error) is OSError else f"{type(error).__name__}: {error}"
+    number = cause.errno or 0
+    why = (
+        os.strerror(number) if number > 0 else cause.strerror or str(cause)
+    )  # of names that nobody knows: below 0
+    return f"nothing answers there ({why}); check the address and the network"
 
 
 def insist(
@@ -122,7 +136,7 @@ def insist(
             raise
         except Exception as error:  # each file system has exceptions of its own
             if pause is None or time.monotonic() - max(began, heard()) > SILENCE:
-                raise OSError(f"{type(error).__name__}: {error}") from error
+                raise OSError(_reason(error)) from error
             time.sleep(pause)
     raise AssertionError("the last pause is None")
 

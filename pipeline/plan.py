@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pipeline.recipe import Recipe
 from pipeline.shards.directory import Reuse, Standing, shard_name
 from pipeline.shards.sidecar import Broken, Sample, Sidecar
-from pipeline.sources import Video
+from pipeline.sources import SPLITS, Video
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,12 +249,24 @@ def split_warnings(videos: Sequence[Video], asked: Mapping[str, float]) -> list[
     return warnings
 
 
-def group_warnings(videos: Sequence[Video], group_by: str | None) -> list[str]:
-    """A `--group-by` that puts no two videos together protects from nothing, and nobody would see it."""
-    if not group_by or len({video.group for video in videos}) < len(videos):
+def group_warnings(videos: Sequence[Video], group_by: str | None, *, drawn: bool) -> list[str]:
+    """Groups that put no two videos together protect from nothing, and nobody would see it.
+
+    `drawn`: the splits are ours. A source that names them, or groups other than the videos' own names, has thought
+    of it.
+    """
+    if len({video.group for video in videos}) < len(videos):
         return []
-    found = "it matches no path, or something else in each (`prep preview` shows them)"
-    return [f"--group-by {group_by}: no two videos share a group: {found}"]
+    if group_by:
+        found = "it matches no path, or something else in each (`prep preview` shows them)"
+        return [f"--group-by {group_by}: no two videos share a group: {found}"]
+    splits = [split for split in SPLITS if any(video.split == split for video in videos)]
+    if not drawn or len(splits) < 2 or any(video.group != video.id for video in videos):
+        return []
+    return [
+        f"every video is its own group, so clips of one recording may stand in {' and in '.join(splits)}; "
+        "if there are such clips, say what belongs together with a column group or --group-by"
+    ]
 
 
 def groups_across_splits(videos: Iterable[Video]) -> list[str]:

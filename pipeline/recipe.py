@@ -3,12 +3,14 @@
 import hashlib
 import json
 import re
+import shlex
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, Protocol, Self
 
 from pipeline.errors import UserError
 from pipeline.foreign import parse_json
+from pipeline.no_set import what_to_do
 
 RECIPE_FILE = "recipe.json"
 CONTRACT = 1  # version of docs/format.md; part of the fingerprint
@@ -80,6 +82,16 @@ class Recipe:
         canonical = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
+    @property
+    def flags(self) -> str:
+        """What `prep build-shards` is told to get it, for a shell; what is the default is left out."""
+        usual = {**Recipe().as_dict(), "size": "112x112"}
+        mine = {**self.as_dict(), "size": f"{self.width}x{self.height}"}
+        told = [
+            name for name in mine if name not in ("width", "height", "contract") and mine[name] != usual.get(name)
+        ]
+        return " ".join(f"--{name.replace('_', '-')} {shlex.quote(str(mine[name]))}" for name in told)
+
     def differences(self, other: "Recipe") -> list[str]:
         """The fields in which `other` differs, as `name=ours, not theirs`."""
         mine, theirs = self.as_dict(), other.as_dict()
@@ -129,10 +141,8 @@ def read_recipe(folder: Readable) -> Recipe:
     try:
         values = parse_json(folder.read(RECIPE_FILE))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{folder}: no shard set here (no {RECIPE_FILE}); "
-            f"make a shard set with `prep build-shards --out {folder}`"
-        ) from None
+        advice = what_to_do(str(folder), RECIPE_FILE)
+        raise UserError(f"{folder}: no shard set here (no {RECIPE_FILE}); {advice}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     if not isinstance(values, dict):

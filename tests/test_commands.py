@@ -237,6 +237,11 @@ def test_no_color_is_respected_on_a_terminal(small_set: Path) -> None:
     assert "\x1b" not in plain
 
 
+def test_in_a_pipe_no_empty_line_comes_before_a_message(tmp_path: Path) -> None:
+    stderr = invoke("prep", "build-shards", tmp_path / "nowhere").stderr
+    assert stderr.startswith("Error: ") and len(stderr.splitlines()) == 1
+
+
 def test_v_tells_what_is_done_and_else_nothing_is_told(small_set: Path) -> None:
     assert invoke("prep", "inspect", small_set).stderr == ""
     told = invoke("prep", "inspect", small_set, "-v").stderr
@@ -251,6 +256,18 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_a_traceback_with_v(
     assert_one_clear_line(invoke("prep", "inspect", small_set), 1, "this should not happen: StopIteration")
     told = invoke("prep", "inspect", small_set, "-v")
     assert told.exit_code == 1 and "Traceback" in told.stderr and told.stderr.splitlines()[-1].startswith("Error:")
+
+
+@pytest.mark.parametrize(("program", "words"), [("prep", ["inspect"]), ("train", ["run", "--model", "vivit"])])
+def test_ctrl_c_is_one_line(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.shards.index.read_set", interrupted)
+    monkeypatch.setattr("train.loop.read_set", interrupted)
+    result = invoke(program, *words)
+    assert (result.exit_code, result.stderr) == (130, "Stopped.\n")
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_reader_that_has_seen_enough_is_no_error_and_a_server_that_hangs_up_is_one(small_set: Path) -> None:

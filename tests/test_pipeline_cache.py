@@ -33,6 +33,12 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.shards.fetch.PAUSE", 0.01)
 
 
+def test_the_folder_of_a_cache_may_be_given_as_text(many: Path, tmp_path: Path) -> None:
+    found = read_set(many)
+    with ShardCache(found, found.sidecars, str(tmp_path / "cache")):
+        assert (tmp_path / "cache").is_dir()
+
+
 def test_a_set_behind_http_has_the_frames_of_the_local_one(server: FarServer, many: Path, tmp_path: Path) -> None:
     assert fetch_all(server.url, tmp_path) == local_frames(many)
     assert set(server.shards().values()) == {1}

@@ -1,6 +1,7 @@
 """`prep` as a user runs it: one clear line for a mistake, the right exit code, JSON where asked."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,19 @@ def test_a_missing_set_says_how_to_make_one(tmp_path: Path) -> None:
     assert_one_clear_line(prep("inspect", tmp_path), 2, "no shard set here")
 
 
+def test_where_a_set_is_missing_the_advice_fits_what_is_there(small_set: Path, tmp_path: Path) -> None:
+    videos = small_set.parent / "videos"
+    made_of_them = f"make a shard set of them with `prep build-shards {videos} --out data/mine`"
+    assert_one_clear_line(prep("inspect", videos), 2, made_of_them)
+    shutil.copytree(small_set, tmp_path / "set")
+    close = tmp_path / "sets"
+    assert_one_clear_line(prep("inspect", close), 2, f"VIDEOS --out {close}`; did you mean {tmp_path}/set?")
+    assert_one_clear_line(prep("inspect", tmp_path), 2, f"did you mean {tmp_path}/set?")
+    (tmp_path / "set" / "recipe.json").unlink()
+    assert_one_clear_line(prep("inspect", tmp_path / "set"), 2, f"`prep verify {tmp_path}/set --repair --source")
+    assert_one_clear_line(prep("inspect", "memory://team/x"), 2, "`prep list memory://team/x` says which sets")
+
+
 def test_another_rate_into_the_same_set_is_refused(small_set: Path) -> None:
     source = small_set.parent / "videos"
     result = prep("build-shards", source, "--out", small_set, "--size", "48", "--fps", "10", "--workers", 0)
@@ -104,7 +118,7 @@ def test_sample_videos_never_replace_anything_unasked(tmp_path: Path) -> None:
 def test_strict_fails_when_a_video_was_rejected(labelled_videos: Path, tmp_path: Path) -> None:
     (labelled_videos / "cats" / "text.mp4").write_text("not a video")
     result = prep("build-shards", labelled_videos, "--out", tmp_path / "set", "--workers", 0, "--strict")
-    assert_one_clear_line(result, 1, "1 videos were rejected or damaged (--strict)")
+    assert_one_clear_line(result, 1, "1 video rejected or damaged (--strict)")
     assert json.loads(prep("inspect", tmp_path / "set", "--json").stdout)["videos"] == 8
 
 

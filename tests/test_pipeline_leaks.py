@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from fractions import Fraction
@@ -108,7 +109,7 @@ def test_videos_without_motion_are_named_and_not_paired(found: Leaks) -> None:
 def test_json_is_one_object_and_strict_fails(copies: Path) -> None:
     result = prep("leaks", copies / "set", "--json", "--strict")
     printed = json.loads(result.stdout)
-    assert result.exit_code == 1 and "6 pairs of copies were found (--strict)" in result.stderr
+    assert result.exit_code == 1 and "6 pairs of copies found (--strict)" in result.stderr
     assert printed["videos"] == 26 and len(printed["pairs"]) == 6
     exact = next(pair for pair in printed["pairs"] if pair["kind"] == "exact")
     assert exact["splits"] == ["train", "train"] and exact["labels"] == ["calm", "fight"]
@@ -132,6 +133,20 @@ def test_a_set_built_from_the_groups_has_no_copies_across_splits(copies: Path, t
     assert prep(*command, "--overwrite").exit_code == 0
 
 
+def test_the_command_that_leaks_names_next_builds_the_same_set_anew(copies: Path, tmp_path: Path) -> None:
+    shutil.copytree(copies / "set", tmp_path / "my set")
+    group = ["--group", tmp_path / "g.csv", "--source", copies / "videos"]
+    told = prep("leaks", tmp_path / "my set", *group).stdout
+    program, *words = shlex.split(told.splitlines()[-1].partition("next: ")[2])
+    assert program == "prep"
+    built = prep(*words, "--workers", 0, "--json")
+    assert built.exit_code == 0 and json.loads(built.stdout)["decoded"] == 0, built.output
+    assert {pair.splits for pair in find_leaks(read_set(tmp_path / "my set")).pairs} <= {
+        ("train",) * 2,
+        ("val",) * 2,
+    }
+
+
 def test_the_default_hides_pairs_that_harm_nobody(copies: Path, tmp_path: Path) -> None:
     shutil.copytree(copies / "videos" / "train" / "fight", tmp_path / "videos" / "fight")
     shutil.copy(tmp_path / "videos/fight/one.mp4", tmp_path / "videos/fight/again.mp4")
@@ -139,7 +154,7 @@ def test_the_default_hides_pairs_that_harm_nobody(copies: Path, tmp_path: Path) 
     for flags, count in ([], 0), (["--all"], 1):
         result = prep("leaks", tmp_path / "set", "--json", *flags)
         assert len(json.loads(result.stdout)["pairs"]) == count and result.exit_code == 0
-    assert "0 pairs of copies cross splits or labels, 1 do not" in prep("leaks", tmp_path / "set").stdout
+    assert "1 pair of copies, 0 of them across splits or labels" in prep("leaks", tmp_path / "set").stdout
 
 
 def test_a_source_that_is_not_the_sets_is_refused(copies: Path, tmp_path: Path) -> None:
@@ -195,7 +210,7 @@ def test_sets_of_one_video_and_of_none_say_so(tmp_path: Path) -> None:
     for name in ("one", "none"):
         build(tmp_path / name, tmp_path / f"{name}-set", val=0.0)
     one = prep("leaks", tmp_path / "one-set")
-    assert one.exit_code == 0 and "0 pairs of copies cross splits or labels, 0 do not" in one.stdout
+    assert one.exit_code == 0 and "no copies were found" in one.stdout
     assert_one_clear_line(prep("leaks", tmp_path / "none-set"), 2, "for all its 1 videos were rejected")
     with pytest.raises(UserError, match="no split 'train' with videos; there are none"):
         read_set(tmp_path / "none-set", whole=False).split("train")

@@ -167,5 +167,14 @@ def test_warnings_name_shares_that_were_missed_labels_that_lack_and_groups_that_
 def test_a_group_by_that_puts_nothing_together_is_warned_of() -> None:
     alone = [Video(name, "", "cats", name, None) for name in "ab"]
     together = [replace(video, group="g") for video in alone]
-    assert "no two videos share a group" in group_warnings(alone, "^x_(.+)")[0]
-    assert not group_warnings(alone, None) and not group_warnings(together, "^(.+)_")
+    assert "no two videos share a group" in group_warnings(alone, "^x_(.+)", drawn=True)[0]
+    assert not group_warnings(together, "^(.+)_", drawn=True)
+
+
+def test_drawn_splits_of_videos_without_groups_are_warned_of() -> None:
+    alone = [Video("a", "", "cats", "a", "train"), Video("b", "", "cats", "b", "val")]
+    (warning,) = group_warnings(alone, None, drawn=True)
+    assert "may stand in train and in val" in warning and "--group-by" in warning
+    assert not group_warnings(alone, None, drawn=False)  # the source has said so
+    assert not group_warnings([replace(video, split="train") for video in alone], None, drawn=True)
+    assert not group_warnings([replace(video, group=video.id * 2) for video in alone], None, drawn=True)

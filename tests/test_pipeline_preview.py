@@ -206,7 +206,10 @@ def test_the_command_writes_a_file_and_keeps_what_stands(mixed_set: Path, tmp_pa
     assert_one_clear_line(prep("preview", mixed_set, "--out", out), 2, "--overwrite")
     assert_one_clear_line(prep("preview", mixed_set, "--out", tmp_path / "no" / "x.html"), 2, "no folder")
     # Such a name is taken by no file system with the dot and the end that a page has while it is written.
-    assert_one_clear_line(prep("preview", "no-set", "--out", tmp_path / ("x" * 252)), 2, "cannot be written there")
+    assert_one_clear_line(
+        prep("preview", mixed_set, "--out", tmp_path / ("x" * 252)), 2, "cannot be written there"
+    )
+    assert_one_clear_line(prep("preview", "no-set", "--out", out), 2, "no shard set here")
     assert list(tmp_path.iterdir()) == [out]
 
 

@@ -217,3 +217,11 @@ def test_a_long_download_that_breaks_is_tried_again_and_a_silent_one_is_not(
     with pytest.raises(OSError, match="ConnectionResetError"):
         places.insist(breaks)
     assert len(tries) == 4
+
+
+def test_a_host_that_does_not_answer_is_told_in_plain_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "PAUSES", (None,))
+    with pytest.raises(UserError) as told:
+        read_set("http://127.0.0.1:1/set")
+    why = "nothing answers there (Connection refused); check the address and the network"
+    assert str(told.value) == f"http://127.0.0.1:1/set: cannot be reached: {why}"

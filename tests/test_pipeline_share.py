@@ -69,6 +69,7 @@ def test_a_set_is_pulled_from_web_servers(many: Path, tmp_path: Path) -> None:
     with serving(many) as server:
         transfer(server.url, tmp_path / "stdlib")
         assert [found["name"] for found in json.loads(prep("list", server.url, "--json").stdout)] == ["."]
+        assert re.search("age.*notes(.|\n)*unknown", prep("list", server.url).stdout)  # such a server tells no age
     assert set_bytes(tmp_path / "stdlib") == set_bytes(many)
     with nginx(many.parent, tmp_path) as url:
         if url is None:

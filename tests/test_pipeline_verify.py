@@ -163,7 +163,9 @@ def test_verify_names_what_is_damaged_and_repair_makes_just_that_anew(videos: Pa
     (root / "val-000000.tar").unlink()
     times = {path: path.stat().st_mtime_ns for path in root.glob("*.tar") if path not in (tar, sidecar)}
     result = prep("verify", root, "--json")
-    assert result.exit_code == 1
+    assert_one_clear_line(result, 1, f"3 damaged files, the first is {sidecar.stem}.json; ")
+    assert f"`prep verify {root} --repair --source VIDEOS`" in result.stderr
+    assert f"`prep pull URL {root} --check`" in result.stderr
     assert [found["file"] for found in json.loads(result.stdout)["damage"]] == [
         sidecar.with_suffix(".json").name, tar.name, "val-000000.tar",
     ]  # fmt: skip

@@ -219,7 +219,7 @@ def test_groups_on_both_sides_are_refused(set_copy: Path, tmp_path: Path) -> Non
         edit_sidecar(file, samples=samples)
     flags = ["--models", "tiny", "--shards", set_copy, "--out", tmp_path / "cmp"]
     refused = CliRunner().invoke(main, ["compare", *map(str, flags)])
-    assert_one_clear_line(refused, 2, "what is held out shares with what is trained on: 1 groups")
+    assert_one_clear_line(refused, 2, "what is held out shares with what is trained on: 1 group,")
 
 
 def test_two_runs_at_a_time_give_the_table_of_one_after_the_other(small_set: Path, tmp_path: Path) -> None:

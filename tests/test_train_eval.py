@@ -230,7 +230,7 @@ def test_a_set_that_has_changed_in_its_place_is_compared_as_it_is_now(still_run:
     about["settings"]["shards"] = str(tmp_path / "all" / "set")
     (tmp_path / "all" / "run" / "run.json").write_text(json.dumps(about))
     build(still_videos(tmp_path / "all" / "videos", "val/dogs/1"), tmp_path / "all" / "set", recipe=LARGER)
-    assert_one_clear_line(train("eval", tmp_path / "all" / "run"), 2, "val shares with train: 1 pairs of copies")
+    assert_one_clear_line(train("eval", tmp_path / "all" / "run"), 2, "val shares with train: 1 pair of copies")
     assert "the set has changed since" in train("eval", tmp_path / "all" / "run", "--allow-leaks").stderr
     shutil.rmtree(tmp_path / "all" / "set")
     unknown = train("eval", tmp_path / "all" / "run", "--shards", still_run.parent / "set", "--split", "val")

@@ -222,7 +222,7 @@ def _check_leaks(
         side |= dict.fromkeys(held_out.videos, fold or "val")
     found = crossing(shard_set, side, pairs if allowed else ())
     if not allowed:
-        found.refuse(f"{shard_set.folder}: what is held out shares with what is trained on")
+        found.refuse(shard_set.folder, "what is held out shares with what is trained on")
     return {"checked": True, "allowed": allowed, **found.as_dict()}, left_out
 
 

@@ -247,7 +247,7 @@ def _leaks(
         where = "" if learnt.same else f" of {learnt.shard_set.folder}"
         where += f", or {threshold_from}" if threshold_from not in (None, *parts) else ""
         where += ", or what its first weights learnt" if before else ""
-        found.refuse(f"{learnt.judged.folder}: {split} shares with {', '.join(parts)}{where}")
+        found.refuse(learnt.judged.folder, f"{split} shares with {', '.join(parts)}{where}")
     told = {"checked": True, "allowed": allowed, "changed": learnt.changed, "unknown": learnt.unknown()}
     return {**told, **found.as_dict()}
 

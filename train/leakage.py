@@ -1,11 +1,13 @@
 """Whether a score can be called one: videos, groups and copies in both what was learnt and what is judged."""
 
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.console import counted
 from pipeline.errors import UserError
 from pipeline.foreign import MOST_JSON, parse_json, read_text
 from pipeline.leaks import THRESHOLD, Pair, find_leaks, joined_groups
@@ -33,20 +35,22 @@ class Crossing:
         count = len(self.groups) + len(self.pairs) + len(self.videos)
         return {"groups": list(self.groups), "pairs": pairs, "videos": list(self.videos), "count": count}
 
-    def refuse(self, what: str) -> None:
-        """Raises `UserError` if anything crosses."""
+    def refuse(self, place: object, what: str) -> None:
+        """Raises `UserError`, of the set at `place`, if anything crosses."""
         if not self:
             return
         found = []
         if self.videos:
-            found.append(f"{len(self.videos)} videos, the first is {self.videos[0]}")
+            found.append(f"{counted(len(self.videos), 'video')}, the first is {self.videos[0]}")
         if self.groups:
-            found.append(f"{len(self.groups)} groups, the first is {self.groups[0]}")
+            found.append(f"{counted(len(self.groups), 'group')}, the first is {self.groups[0]}")
         if self.pairs:
-            found.append(f"{len(self.pairs)} pairs of copies, the first is {self.pairs[0].a} = {self.pairs[0].b}")
+            first = self.pairs[0]
+            found.append(f"{counted(len(self.pairs), 'pair')} of copies, the first is {first.a} = {first.b}")
         raise UserError(
-            f"{what}: {'; '.join(found)}; such a score would be of videos that were learnt. Mend the set with "
-            "`prep leaks --group`, or say --allow-leaks"
+            f"{place}: {what}: {'; '.join(found)}; such a score would be of videos that were learnt. "
+            f"Mend the set with `prep leaks {shlex.quote(str(place))} --group fixed.csv --source VIDEOS` and the "
+            "command that it names next, or say --allow-leaks"
         )
 
 

@@ -102,12 +102,12 @@ class ShardCache:
         self,
         shard_set: ShardSet | SplitIndex,
         sidecars: Sequence[Sidecar],
-        root: Path,
+        root: Path | str,
         limit: int | None = None,
         threads: int = 4,
     ) -> None:
         self._folder, self._sidecars = shard_set.folder, sidecars
-        self._store = Store(root, limit)
+        self._store = Store(Path(root), limit)
         self._fetcher = Fetcher(self._folder, self._store.create)
         self._queue: deque[int] = deque()
         self._paths: dict[int, Path] = {}  # in the order of their arrival
