@@ -52,7 +52,7 @@ def run_folder(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_a_run_folder_holds_all_that_made_it(run_folder: Path) -> None:
     names = {path.name for path in run_folder.iterdir()}
     assert names == {
-        "run.json", "config.toml", "log.jsonl", "metrics.json",
+        "run.json", "config.toml", "log.jsonl", "metrics.json", "manifest.safetensors",
         "best.safetensors", "last.safetensors", "checkpoint.safetensors",
     }  # fmt: skip
     about = json.loads((run_folder / "run.json").read_text())

@@ -170,7 +170,8 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_still_starts_from_th
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_save_checkpoint", stops)
         train(*run, "--out", tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.toml", "run.json"]
+    names = ["config.toml", "manifest.safetensors", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
     assert train("run", "--model", "early_fusion", "--out", tmp_path / "run", "--resume").exit_code == 0
     learned = load_file(tmp_path / "run" / "last.safetensors")["trunk.layer1.0.conv1.weight"]
     torch.testing.assert_close(learned, load_file(weights)["layer1.0.conv1.weight"], rtol=0, atol=1e-6)

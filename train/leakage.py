@@ -33,7 +33,7 @@ class Crossing:
         count = len(self.groups) + len(self.pairs) + len(self.videos)
         return {"groups": list(self.groups), "pairs": pairs, "videos": list(self.videos), "count": count}
 
-    def refuse(self, what: str) -> None:
+    def refuse(self, what: str, way_out: str = "Mend the set with `prep leaks --group`") -> None:
         """Raises `UserError` if anything crosses."""
         if not self:
             return
@@ -45,8 +45,8 @@ class Crossing:
         if self.pairs:
             found.append(f"{len(self.pairs)} pairs of copies, the first is {self.pairs[0].a} = {self.pairs[0].b}")
         raise UserError(
-            f"{what}: {'; '.join(found)}; such a score would be of videos that were learnt. Mend the set with "
-            "`prep leaks --group`, or say --allow-leaks"
+            f"{what}: {'; '.join(found)}; such a score would be of videos that were learnt. {way_out}, "
+            "or say --allow-leaks"
         )
 
 

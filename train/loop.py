@@ -32,6 +32,7 @@ from train.classification import Classification
 from train.clips import batch_bounds
 from train.compute import choose_compute, compile_model
 from train.config import CONFIG, config_text
+from train.manifest import write_manifest
 from train.objective import Objective, Say
 from train.optim import make_optimizer
 from train.parallel import shard_model
@@ -127,6 +128,7 @@ class Trainer:
             about = {**self._description(), "started_from": started_from}
             checkpoint.write_json(self.out / checkpoint.RUN, about)
             checkpoint.write_text(self.out / CONFIG, config_text(about["settings"]))
+            write_manifest(self.out, train=self.train_index, val=self.val_index)
         if started_from:  # so that going on never needs that file again
             self._save_checkpoint()
 
@@ -145,6 +147,7 @@ class Trainer:
             self._equip()
         if self.ranks.first:
             self._clean()
+            write_manifest(self.out, train=self.train_index, val=self.val_index)  # an older release kept none
         at = self.progress
         within = f" and {at.now.steps} of {self.steps_per_epoch} steps" if at.now.steps else ""
         self.say(f"going on from epoch {at.epoch} of {self.recipe.epochs}{within}")
