@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from models.origin import Origin
 from pipeline.errors import UserError
 from pipeline.foreign import MOST_JSON, open_plain, parse_json, read_text
+from pipeline.recipe import RECIPE_FILE
 from train.component import Component
 from train.parallel import divided_like, whole
 
@@ -49,6 +50,8 @@ def read_run(run: Path) -> dict[str, Any]:
     try:
         values = parse_json(read_text(run / RUN, MOST_JSON))
     except FileNotFoundError:
+        if (run / RECIPE_FILE).exists():
+            raise UserError(f"{run}: is a shard set, no run; give a run, and the set with --shards") from None
         raise UserError(f"{run}: no run here (no {RUN}); make one with `train run --out {run}`") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{run / RUN}: cannot be read: {error}") from error

@@ -46,7 +46,7 @@ def _digest(group: str) -> bytes:
 def split_fold(index: SplitIndex, fold: int, folds: int) -> tuple[SplitIndex, SplitIndex]:
     """What fold `fold` (from 0 on) of `folds` trains on, and what it holds out. Raises `UserError`."""
     if not 0 <= fold < folds:
-        raise UserError(f"fold {fold} of {folds}; they are numbered from 0 to {folds - 1}")
+        raise UserError(f"--fold {fold}/{folds}: folds are numbered from 0 to {folds - 1}")
     held_out = folds_by_group([sample.group for sample in index.samples], index.label, folds) == fold
     return index.select(~held_out), index.select(held_out)
 
