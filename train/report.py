@@ -97,7 +97,7 @@ def _judged_on(metrics: Mapping[str, Any]) -> str:
 
 def _training(log: Log) -> str:
     panels = log_panels(log)
-    return f'<div class="figures">{figures(panels)}</div>' if panels else "<p>No epoch has ended yet.</p>"
+    return f'<div class="figures wide">{figures(panels)}</div>' if panels else "<p>No epoch has ended yet.</p>"
 
 
 def _facts(metrics: Mapping[str, Any]) -> str:
