@@ -22,7 +22,9 @@ def folds_by_group(groups: Sequence[str], label: Ints, folds: int) -> Ints:
     for group, number in zip(groups, label.tolist(), strict=True):
         counts.setdefault(group, Counter())[number] += 1
     if not 2 <= folds <= len(counts):
-        raise UserError(f"{folds} folds of {len(counts)} groups; give 2 or more, and no more than groups")
+        raise UserError(
+            f"{folds} folds of {len(counts)} groups; give --fold or --folds 2 or more, no more than groups"
+        )
     members: dict[int, list[str]] = {}
     for group, held in counts.items():
         members.setdefault(min(held, key=lambda number: (-held[number], number)), []).append(group)

@@ -118,7 +118,8 @@ class Trainer:
         self.step = Stepper(self.model, self.objective, self.optimizer, self.steps_per_epoch)
 
     def start(self) -> None:
-        """Load the first weights, make the run folder anew and describe the run in it. Raises `UserError`."""
+        """Load the first weights, make the run folder anew and describe the run in it. Raises `UserError`, and
+        `WorkFailed` where there can be no such folder."""
         started_from = self.objective.load(self.model)
         self._equip()
         if self.ranks.first:
@@ -127,7 +128,7 @@ class Trainer:
             try:
                 self.out.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UserError(f"--out {self.out}: cannot be made: {error.strerror}") from error
+                raise WorkFailed(f"--out {self.out}: cannot be made: {error.strerror}") from error
             about = {**self._description(), "started_from": started_from}
             checkpoint.write_json(self.out / checkpoint.RUN, about)
             checkpoint.write_text(self.out / CONFIG, config_text(about["settings"]))
