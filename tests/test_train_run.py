@@ -164,7 +164,10 @@ def test_what_a_fold_trains_on_and_videos_shorter_than_a_clip_are_said(small_set
     assert held_out is not None and result.exit_code == 0, result.output
     count = len(learnt.videos)
     assert f"fold 1/4: trains on {count} videos, holds out {len(held_out.videos)}\n" in result.stderr
-    assert f"{count} of {count} videos are shorter than a clip (400 stored frames): its 400 are" in result.stderr
+    assert (
+        f"{count} of {count} videos are shorter than a clip (400 stored frames): its 400 frames are"
+        in result.stderr
+    )
 
 
 def test_a_run_is_not_replaced_unasked(run_folder: Path, small_set: Path, tmp_path: Path) -> None:

@@ -357,6 +357,6 @@ def describe_data(trainer: Trainer) -> Iterator[str]:
     np.maximum.at(longest, train.video, train.frames)
     clip = Sampling(trainer.recipe.frames, trainer.recipe.sampling, trainer.recipe.stride)
     if short := int((longest < clip.span).sum()):
-        told = f"{short} of {len(longest)} videos are shorter than a clip ({clip.span} stored frames): its "
-        told += f"{clip.frames} are spread over what they have"
+        told = f"{short} of {len(longest)} videos are shorter than a clip ({clip.span} stored frames): "
+        told += f"its {clip.frames} frames are spread over what they have"
         yield told + (", some taken more than once" if longest.min() < clip.frames else "")
