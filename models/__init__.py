@@ -3,6 +3,7 @@
 Adding a family: one file here, one line in MODELS.
 """
 
+from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ MODELS = {
 }
 # Networks that learn without labels, and start the family of the same file
 PRETRAINING = {"videomae_pretraining": "models.videomae:VideoMAEPretraining"}
+SHARED = ("in_channels", "dropout", "mask_ratio", "mean", "std")  # options that flags of their own choose
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a word"}
 
 
@@ -68,7 +70,10 @@ def _check_options(name: str, options: dict[str, Any], defaults: dict[str, Any])
     known = [option for option in defaults if option not in ("num_classes", "num_frames", "size")]
     for option, value in options.items():
         if option not in known:
-            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+            own = [option for option in known if option not in SHARED]
+            near = get_close_matches(option, own, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(own) or 'none'}"
+            raise ValueError(f"option {option}={value}: {name} has no option {option!r}; {hint}")
         kind = type(defaults[option])
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise ValueError(

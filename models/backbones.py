@@ -216,5 +216,7 @@ def _shapes(state: Mapping[str, Tensor], stem: str) -> dict[str, torch.Size]:
 def get_backbone(name: str, in_channels: int = 3) -> Backbone:
     """A backbone with fresh weights. Raises `ValueError` for a name that is not in BACKBONES."""
     if name not in BACKBONES:
-        raise ValueError(f"no backbone is called {name!r}; there are {', '.join(BACKBONES)}")
+        raise ValueError(
+            f"option backbone={name}: no backbone is called {name!r}; there are {', '.join(BACKBONES)}"
+        )
     return BACKBONES[name](in_channels)

@@ -220,7 +220,7 @@ class Transformer(Family):
 def find_scale(name: str) -> Scale:
     """A row of SIZES. Raises `ValueError` for a name that it does not have."""
     if name not in SIZES:
-        raise ValueError(f"no scale is called {name!r}; there are {', '.join(SIZES)}")
+        raise ValueError(f"option scale={name}: no scale is called {name!r}; there are {', '.join(SIZES)}")
     return SIZES[name]
 
 

@@ -80,7 +80,9 @@ def load_weights(path: Path, model: Family, family: str, labels: Sequence[str] |
 
 def weights_file(path: Path) -> Path:
     """The file that `--weights` means: itself, or the best one of a run's folder. Raises `ValueError` for a folder
-    without one."""
+    without one, and for what is not there."""
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
     if not path.is_dir():
         return path
     best = path / "best.safetensors"

@@ -373,7 +373,7 @@ def test_a_shape_that_cannot_be_mended_is_an_error_that_names_it(tmp_path: Path)
             "w.pth: cannot be read as weights: it holds a pathlib[.a-z]*PosixPath, and",
         ),
         ({"a": torch.zeros(1)}, "w.onnx", "s3d", "weights are files that end in .safetensors"),
-        (None, "w.pth", "s3d", "No such file"),
+        (None, "w.pth", "s3d", "no such file"),
         ({"A_log": torch.zeros(1)}, "w.pth", "s3d", "mamba-ssm weights are not for s3d; they fit cnn_mamba"),
         ({"A_log": torch.zeros(2, 2)}, "w.pth", "cnn_mamba", r"A_log \[2, 2\] for \[1024, 16\]"),
         ({"x.mixer.A_log": torch.zeros(1)}, "w.pth", "cnn_mamba", "nothing matched; it holds x.mixer.A_log"),

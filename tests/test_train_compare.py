@@ -155,8 +155,8 @@ def test_a_stopped_comparison_goes_on(small_set: Path, tmp_path: Path, monkeypat
         assert compare(small_set, tmp_path / "cmp", "--folds", 2, "--epochs", 2).exit_code != 0
     assert trained == ["tiny-fold0of2-seed0", "tiny-fold0of2-seed0", "tiny-fold1of2-seed0"]
     result = compare(small_set, tmp_path / "cmp", "--folds", 2, "--epochs", 2, "--json")
-    assert "2 runs, 1 of them done" in result.stderr and "going on from epoch 1 of 2" in result.stderr
-    assert "2 runs, 1 of them done; about " in result.stderr and "nothing to train" in result.stderr
+    assert "2 runs, 1 of them done" in result.stderr and "going on after epoch 1 of 2" in result.stderr
+    assert "2 runs, 1 of them done; about " in result.stderr and "nothing left to train" in result.stderr
     keys = ("accuracy", "roc_auc", "accuracy_interval", "roc_auc_interval_by_group")
     rows = [json.loads(done.stdout)["rows"][0] for done in (whole, result)]
     assert [rows[0][key] for key in keys] == [rows[1][key] for key in keys]
@@ -190,7 +190,7 @@ def test_a_tree_shaped_as_rwf_2000_becomes_a_table_without_any_option(
     assert built.exit_code == 0, built.output
     table = CliRunner().invoke(main, ["compare"])
     assert table.exit_code == 0, table.output
-    assert "4 videos of 4 groups; the split val" in table.stdout and "nothing to train" in table.stderr
+    assert "4 videos of 4 groups; the split val" in table.stdout and "nothing left to train" in table.stderr
     assert "1 copies of held-out videos were not trained on" in table.stdout
     cell, copy = Path("runs/compare/tiny-seed0"), "train/Fight/x12_0.avi"
     assert json.loads((cell / "run.json").read_text())["settings"]["leave_out"] == [copy]

@@ -25,6 +25,7 @@ from train.cli import main
 from train.folds import train_and_val
 from train.leakage import crossing
 from train.lessons import learnt_videos
+from train.manifest import MANIFEST
 from train.metrics import decide, fit_threshold, score
 
 LARGER = Recipe(width=48, height=48)
@@ -224,17 +225,85 @@ def test_a_set_that_grew_keeps_its_check(still_run: Path, tmp_path: Path) -> Non
         assert leaks["checked"] and not leaks["changed"] and bool(leaks["count"]) is bool(shown)
 
 
-def test_a_set_that_has_changed_in_its_place_is_compared_as_it_is_now(still_run: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def moved_run(still_run: Path, tmp_path: Path) -> Path:
+    """A copy of that run, whose set stands in another place, beside it."""
     shutil.copytree(still_run.parent, tmp_path / "all")
     about = json.loads((tmp_path / "all" / "run" / "run.json").read_text())
     about["settings"]["shards"] = str(tmp_path / "all" / "set")
     (tmp_path / "all" / "run" / "run.json").write_text(json.dumps(about))
-    build(still_videos(tmp_path / "all" / "videos", "val/dogs/1"), tmp_path / "all" / "set", recipe=LARGER)
-    assert_one_clear_line(train("eval", tmp_path / "all" / "run"), 2, "val shares with train: 1 pair of copies")
-    assert "the set has changed since" in train("eval", tmp_path / "all" / "run", "--allow-leaks").stderr
-    shutil.rmtree(tmp_path / "all" / "set")
-    unknown = train("eval", tmp_path / "all" / "run", "--shards", still_run.parent / "set", "--split", "val")
-    assert unknown.exit_code == 0, unknown.output  # by its bytes it is the same set
+    return tmp_path / "all" / "run"
+
+
+def split_anew(run: Path) -> None:
+    """Build its set again, with two videos of train in val and one of val in train; one of train is gone."""
+    videos = run.parent / "videos"
+    shutil.rmtree(videos)
+    names = [
+        "train/cats/0",
+        "train/cats/6",
+        "train/dogs/3",
+        "train/dogs/5",
+        "val/cats/2",
+        "val/dogs/1",
+        "val/dogs/7",
+    ]
+    build(still_videos(videos, *names), run.parent / "set", recipe=LARGER, prune=True)
+
+
+def test_videos_that_moved_from_train_to_val_were_learnt(moved_run: Path) -> None:
+    split_anew(moved_run)
+    refused = train("eval", moved_run)
+    assert_one_clear_line(refused, 2, "val shares with its train of then: 2 videos, the first is val/")
+    judged = train("eval", moved_run, "--allow-leaks", "--json")
+    leaks = json.loads(judged.stdout)["leaks"]
+    assert set(leaks["videos"]) == {"val/cats/2.mp4", "val/dogs/1.mp4"} and leaks["count"] == 2
+    assert leaks["changed"] and "1 videos that are gone from its set" in judged.stderr
+    page = moved_run.parent / "report.html"
+    assert train("report", moved_run, "--allow-leaks", "--clips", 1, "--out", page).exit_code == 0
+    assert 'class="bad">No test score: 2 videos' in page.read_text() and "gone from its set" in page.read_text()
+    assert "was learnt." not in page.read_text()
+
+
+def test_videos_that_moved_into_another_set_were_learnt_though_the_runs_own_is_gone(
+    moved_run: Path, tmp_path: Path
+) -> None:
+    split_anew(moved_run)
+    other = (moved_run.parent / "set").rename(tmp_path / "other")
+    assert_one_clear_line(train("eval", moved_run, "--shards", other), 2, "its train of then: 2 videos")
+
+
+def test_a_group_that_was_learnt_stays_learnt_with_other_videos(moved_run: Path) -> None:
+    videos, table = moved_run.parent / "videos", moved_run.parent / "videos.csv"
+    still_videos(videos, "val/cats/20")
+    rows = ("train/cats/0,cats,train,a", "train/dogs/1,dogs,train,b", "val/cats/20,cats,val,train/cats/2.mp4")
+    lines = [row.replace(",", ".mp4,", 1) for row in (*rows, "val/dogs/7,dogs,val,c")]
+    table.write_text("\n".join(["path,label,split,group", *(f"videos/{line}" for line in lines)]))
+    build(table, moved_run.parent / "set", recipe=LARGER, prune=True)
+    assert_one_clear_line(train("eval", moved_run), 2, "1 group, the first is train/cats/2.mp4")
+
+
+def test_a_run_that_kept_no_digests_is_not_trusted_with_a_set_that_changed(moved_run: Path) -> None:
+    split_anew(moved_run)
+    (moved_run / MANIFEST).unlink()
+    assert_one_clear_line(train("eval", moved_run), 2, "has changed since")
+    judged = train("eval", moved_run, "--allow-leaks", "--json")
+    assert not json.loads(judged.stdout)["leaks"]["checked"] and "leaks were not looked for" in judged.stderr
+    assert train("eval", moved_run, "--shards", moved_run.parent / "set", "--split", "test").exit_code == 2
+
+
+def test_a_set_that_grew_in_its_place_is_compared_with_what_was_learnt(moved_run: Path) -> None:
+    build(still_videos(moved_run.parent / "videos", "val/dogs/9"), moved_run.parent / "set", recipe=LARGER)
+    judged = train("eval", moved_run)
+    assert judged.exit_code == 0 and "the set has changed since" in judged.stderr
+    build(still_videos(moved_run.parent / "videos", "val/dogs/1"), moved_run.parent / "set", recipe=LARGER)
+    assert_one_clear_line(train("eval", moved_run), 2, "1 video, the first is val/dogs/1.mp4; 1 pair of copies")
+
+
+def test_by_its_bytes_a_set_is_the_runs_own_wherever_it_stands(moved_run: Path, still_run: Path) -> None:
+    shutil.rmtree(moved_run.parent / "set")
+    judged = train("eval", moved_run, "--shards", still_run.parent / "set")
+    assert judged.exit_code == 0 and "gone" not in judged.stderr
 
 
 def test_it_is_said_where_the_judged_videos_chose_the_epoch(still_run: Path) -> None:

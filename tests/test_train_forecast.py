@@ -34,7 +34,7 @@ def test_the_outlook_says_what_is_known(tmp_path: Path) -> None:
     halfway = load(tmp_path, "b", [60] * 5)
     assert str(Outlook([halfway], 1)) == "about 6 min to go"
     assert str(Outlook([halfway], 2)) == "about 3 min to go"
-    assert str(Outlook([load(tmp_path, "c", [60] * 10)], 1)) == "nothing to train"
+    assert str(Outlook([load(tmp_path, "c", [60] * 10)], 1)) == "nothing left to train"
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,7 @@ def test_a_video_that_breaks_is_treated_as_the_set_treats_it(
         (["--clips", "3", "--every", "1"], "--clips spreads clips over a video, --every slides over it"),
         (["--plot", "a.png"], "--plot a.png: is drawn as SVG; call it a.svg"),
         (["--csv", __file__], "exists; give another name, or --overwrite"),
+        ([str(Path(__file__).parent)], "tests: is a folder; give its videos, such as "),
         (["--device", "abacus"], "--device abacus"),
     ],
 )

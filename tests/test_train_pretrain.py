@@ -155,6 +155,7 @@ def test_videos_without_labels_and_without_a_val_split_are_enough(tmp_path: Path
     build_set(wanted, tmp_path / "shards")
     result = pretrain(tmp_path / "shards", tmp_path / "run", "--epochs", 1)
     assert result.exit_code == 0, result.output
+    assert "--shards YOUR_LABELLED_SET --weights" in result.stdout.partition("next: train run")[2]
     assert "val_loss" not in json.loads((tmp_path / "run" / "log.jsonl").read_text())
     assert list((tmp_path / "run" / "pictures").iterdir())
 

@@ -176,12 +176,19 @@ def test_a_browser_shows_two_runs_and_plays_their_clips(run_folder: Path, tmp_pa
             assert browser.run("document.documentElement.scrollWidth") == width
     chart = "document.querySelector('figure.chart').getBoundingClientRect().width"
     assert browser.run(chart) >= 380  # px, or its text is too small to read
+    card, drawing = (
+        browser.run(f"document.querySelector('.wide {part}').clientWidth") for part in ("figure", "svg")
+    )
+    assert drawing > 0.9 * card
     assert browser.run("document.title") == "2 runs: report" and browser.errors == []
 
 
-def test_a_report_keeps_what_stands_and_names_a_wrong_path(run_folder: Path, tmp_path: Path) -> None:
+def test_a_report_keeps_what_stands_and_names_a_wrong_path(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "report.html").write_text("mine")
     assert_one_clear_line(train("report", run_folder, "--out", tmp_path / "report.html"), 2, "--overwrite")
     assert_one_clear_line(train("report", tmp_path / "no-run"), 2, "no run here")
-    assert_one_clear_line(train("report", tmp_path / "no-run", "--out", tmp_path / "no" / "x"), 2, "no folder")
+    assert_one_clear_line(train("report", run_folder, "--out", tmp_path / "no" / "x"), 2, "no folder")
     assert (tmp_path / "report.html").read_text() == "mine"

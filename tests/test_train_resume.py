@@ -64,7 +64,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     assert watched(*run, **wanted) == -signal.SIGKILL
     resumed = train(*run, "--resume")
     assert resumed.exit_code == 0, resumed.output
-    assert "going on from epoch 1 of 3" in resumed.stderr
+    assert "going on in epoch 2 of 3, after" in resumed.stderr or "after epoch 1 of 3" in resumed.stderr
     assert ending(tmp_path / "killed") == ending(undisturbed)
     assert not list((tmp_path / "killed").glob(".*"))
 
@@ -86,7 +86,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(
         stopped = train(*run)
     assert stopped.exit_code == 128 + number
     assert f"go on with: train run --model few --out {tmp_path / 'stopped'} --resume" in stopped.stderr
-    assert train("run", "--model", "few", "--out", tmp_path / "stopped", "--resume").exit_code == 0
+    assert train("run", "--out", tmp_path / "stopped", "--resume").exit_code == 0  # its model is known
     assert ending(tmp_path / "stopped") == ending(undisturbed)
 
 

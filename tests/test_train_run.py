@@ -13,6 +13,7 @@ from models import MODELS
 from pipeline.shards.index import read_set
 from train import checkpoint
 from train.cli import main
+from train.folds import train_and_val
 from train.recipes import TrainRecipe
 from train.run_settings import RunSettings
 from train.step import Stepper
@@ -52,7 +53,7 @@ def run_folder(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_a_run_folder_holds_all_that_made_it(run_folder: Path) -> None:
     names = {path.name for path in run_folder.iterdir()}
     assert names == {
-        "run.json", "config.toml", "log.jsonl", "metrics.json",
+        "run.json", "config.toml", "log.jsonl", "metrics.json", "manifest.safetensors",
         "best.safetensors", "last.safetensors", "checkpoint.safetensors",
     }  # fmt: skip
     about = json.loads((run_folder / "run.json").read_text())
@@ -135,7 +136,12 @@ def test_a_family_that_takes_no_such_clips_is_listed_with_its_reason(monkeypatch
         (["run", "--model", "early_fusion", "--shards", "nowhere"], "nowhere: no shard set here"),
         (["run", "--model", "early_fusion", "--precision", "int3"], "'int3' is not one of 'auto', 'fp32'"),
         (["run", "--model", "early_fusion", "--device", "abacus"], "--device abacus"),
+        (["run"], "Missing option '--model'"),
+        (["run", "--resume", "--out", "nowhere"], "nowhere: no run here"),
+        (["run", "--model", "early_fusion", "--fold", "5/5"], "--fold 5/5: folds are numbered from 0 to 4"),
+        (["run", "--model", "early_fusion", "--weights", "a.pth"], "/a.pth: no such file"),
         (["eval", "nowhere"], "nowhere: no run here"),
+        (["eval", "data/shards"], "data/shards: is a shard set, no run; give a run"),
         (["models", "--option", "depth=1"], "--option: say of which family with --model"),
         (["models", "--model", "magic"], "no model family is called 'magic'; there are single_frame"),
         (["models", "--model", "s3d", "--option", "depth=1"], "s3d has no option 'depth'"),
@@ -149,6 +155,19 @@ def test_mistakes_get_one_clear_line(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "shards").symlink_to(small_set)
     assert_one_clear_line(train(*arguments), 2, message)
+
+
+def test_what_a_fold_trains_on_and_videos_shorter_than_a_clip_are_said(small_set: Path, tmp_path: Path) -> None:
+    fold = ["--shards", small_set, "--fold", "1/4", "--epochs", 1, "--out", tmp_path / "fold"]
+    result = train("run", *QUICK, *fold, "--frames", 400)
+    learnt, held_out = train_and_val(read_set(small_set), "1/4")
+    assert held_out is not None and result.exit_code == 0, result.output
+    count = len(learnt.videos)
+    assert f"fold 1/4: trains on {count} videos, holds out {len(held_out.videos)}\n" in result.stderr
+    assert (
+        f"{count} of {count} videos are shorter than a clip (400 stored frames): its 400 frames are"
+        in result.stderr
+    )
 
 
 def test_a_run_is_not_replaced_unasked(run_folder: Path, small_set: Path, tmp_path: Path) -> None:
@@ -232,7 +251,7 @@ def test_resume_and_overwrite_contradict_each_other(run_folder: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_one_clear_line(small_set: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = train("run", *QUICK, "--shards", small_set, "--out", tmp_path / "file" / "run")
-    assert_one_clear_line(result, 1, "Not a directory")
+    assert_one_clear_line(result, 1, "file/run: cannot be made: Not a directory")
 
 
 def test_a_set_behind_a_url_is_trained_on_and_judged_through_the_cache(server: FarServer, tmp_path: Path) -> None:

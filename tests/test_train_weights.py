@@ -78,7 +78,12 @@ def test_a_run_with_dropout_is_judged_and_starts_another_without(small_set: Path
         ("in_channels=1", "--option in_channels=1: is not the family's own to choose"),
         ("name=x", "--option name=x: is not the family's own to choose"),
         ("size=64", "--option size=64: is not the family's own to choose"),
-        ("depth=3", "late_fusion has no option 'depth'; it has in_channels, dropout, backbone, fusion"),
+        ("depth=3", "late_fusion has no option 'depth'; it has backbone, fusion"),
+        (
+            "backbon=resnet18",
+            "option backbon=resnet18: late_fusion has no option 'backbon'; did you mean backbone?",
+        ),
+        ("backbone=alexnet", "option backbone=alexnet: no backbone is called 'alexnet'; there are"),
         ("fusion=3", "late_fusion: option fusion is a word, such as 'mean'; got 3"),
         ("fusion=sum", "fusion is 'mean' or 'concat', not 'sum'"),
     ],
@@ -170,7 +175,8 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_still_starts_from_th
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_save_checkpoint", stops)
         train(*run, "--out", tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.toml", "run.json"]
+    names = ["config.toml", "manifest.safetensors", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
     assert train("run", "--model", "early_fusion", "--out", tmp_path / "run", "--resume").exit_code == 0
     learned = load_file(tmp_path / "run" / "last.safetensors")["trunk.layer1.0.conv1.weight"]
     torch.testing.assert_close(learned, load_file(weights)["layer1.0.conv1.weight"], rtol=0, atol=1e-6)
@@ -183,7 +189,7 @@ def test_wrong_weights_are_one_clear_line_and_harm_no_run(small_set: Path, tmp_p
     save_file({"a": torch.zeros(1)}, wrong)
     for path, message in (
         (wrong, "nothing in it is known to early_fusion; it holds a"),
-        ("no.pth", "no.pth: cannot"),
+        ("no.pth", "no.pth: no such file"),
     ):
         assert_one_clear_line(train(*run, "--overwrite", "--weights", path), 2, message)
     assert (tmp_path / "run" / "best.safetensors").exists()

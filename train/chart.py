@@ -54,8 +54,8 @@ class Point:
 @dataclass(frozen=True)
 class Panel:
     """One chart. `x_range` and `y_range` are what its sides show; `log_x`: tens on the horizontal axis;
-    `whole_x`: nothing between whole numbers; `legend_above`: the names of its lines stand at the top; `high`: px;
-    `empty`: what is said where there is nothing to draw."""
+    `whole_x`: nothing between whole numbers; `legend_above`: the names of its lines stand at the top; `wide`,
+    `high`: px; `empty`: what is said where there is nothing to draw."""
 
     title: str
     x_label: str
@@ -68,6 +68,7 @@ class Panel:
     diagonal: bool = False
     legend_above: bool = False
     whole_x: bool = False
+    wide: int = SIDE
     high: int = SIDE
     empty: str = ""
 
@@ -87,7 +88,7 @@ def write_svg(file: Path, panels: Sequence[Panel]) -> None:
 
 def draw_inside(panel: Panel) -> str:
     """One panel as an `svg` element for a page that has STYLE among its own."""
-    wide, high = SIDE + GAP + 24, panel.high + 2 * GAP - 12
+    wide, high = panel.wide + GAP + 24, panel.high + 2 * GAP - 12
     head = f'<svg viewBox="0 0 {wide} {high}" role="img" aria-label="{escape(panel.title)}">'
     return f'{head}<g transform="translate({GAP} {GAP - 16})">{_panel(panel)}</g></svg>'
 
@@ -97,14 +98,14 @@ def _panel(panel: Panel) -> str:
     up = _scale(panel.y_range)
 
     def at(x: float, y: float) -> str:
-        return f"{across(x) * SIDE:.1f} {(1 - up(y)) * panel.high:.1f}"
+        return f"{across(x) * panel.wide:.1f} {(1 - up(y)) * panel.high:.1f}"
 
     parts = [f'<text class="title" y="-18">{escape(panel.title)}</text>', *_axes(panel, at)]
     if panel.diagonal:
         parts.append(f'<path class="dash" d="M{at(0, 0)}L{at(1, 1)}"/>')
     if panel.empty and not panel.lines and not panel.points:
-        parts.append(_text(SIDE / 2, panel.high / 2, panel.empty, "mid"))
-    parts += [*_lines(panel, at), *_points(panel.points, at)]
+        parts.append(_text(panel.wide / 2, panel.high / 2, panel.empty, "mid"))
+    parts += [*_lines(panel, at), *_points(panel, at)]
     return "\n".join(parts) + "\n"
 
 
@@ -116,8 +117,8 @@ def _axes(panel: Panel, at: Callable[[float, float], str]) -> list[str]:
         parts.append(f'<path class="grid" d="M{x:.1f} 0V{high}"/>{_text(x, high + 18, _number(value), "mid")}')
     for value in _ticks(panel.y_range):
         y = float(at(left, value).split()[1])
-        parts.append(f'<path class="grid" d="M0 {y:.1f}H{SIDE}"/>{_text(-8, y + 4, _number(value), "end")}')
-    parts.append(_text(SIDE / 2, high + 40, panel.x_label, "mid"))
+        parts.append(f'<path class="grid" d="M0 {y:.1f}H{panel.wide}"/>{_text(-8, y + 4, _number(value), "end")}')
+    parts.append(_text(panel.wide / 2, high + 40, panel.x_label, "mid"))
     parts.append(f'<g transform="translate(-46 {high / 2}) rotate(-90)">{_text(0, 0, panel.y_label, "mid")}</g>')
     return parts
 
@@ -134,16 +135,15 @@ def _lines(panel: Panel, at: Callable[[float, float], str]) -> list[str]:
             curves.append(f'<circle cx="{cx}" cy="{cy}" r="3" fill="{colour}"/>')
         y = 20 + 20 * number if panel.legend_above else panel.high - 12 - 20 * (len(panel.lines) - 1 - number)
         if line.name:
-            legend.append(
-                f'<path {look} d="M{SIDE - 30} {y - 4}h20"/>{_text(SIDE - 36, y, line.name, "legend end")}'
-            )
+            end = panel.wide - 30
+            legend.append(f'<path {look} d="M{end} {y - 4}h20"/>{_text(end - 6, y, line.name, "legend end")}')
     return [*curves, *legend]
 
 
-def _points(points: Sequence[Point], at: Callable[[float, float], str]) -> list[str]:
+def _points(panel: Panel, at: Callable[[float, float], str]) -> list[str]:
     parts: list[str] = []
     below = 0.0
-    for number, point in enumerate(sorted(points, key=lambda point: point.y)):
+    for number, point in enumerate(sorted(panel.points, key=lambda point: point.y)):
         colour = COLOURS[number % len(COLOURS)]
         x, y = (float(value) for value in at(point.x, point.y).split())
         bar = f"M{at(point.x, point.low)}L{at(point.x, point.high)}"
@@ -151,7 +151,7 @@ def _points(points: Sequence[Point], at: Callable[[float, float], str]) -> list[
         parts.append(f'<circle cx="{x}" cy="{y}" r="5" fill="{colour}"/>')
         # A name stands beside its dot, and above the one below it.
         below = min(y + 4, below - 15) if number else y + 4
-        left = x > SIDE * 0.6
+        left = x > panel.wide * 0.6
         parts.append(_text(x - 9 if left else x + 9, below, point.name, "end" if left else ""))
     return parts
 

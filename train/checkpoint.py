@@ -3,6 +3,7 @@
 run.json                what made it: settings, labels, normalisation, shard set, versions, seed
 config.toml             the settings as flags, for `--config`
 log.jsonl               a line an epoch
+manifest.safetensors    which videos it learns, as digests (train/manifest.py)
 checkpoint.safetensors  weights, optimiser and place: what `--resume` goes on from
 best.safetensors        weights with the best validation score;  last.safetensors: of the last epoch
 metrics.json            the closing numbers
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from models.origin import Origin
 from pipeline.errors import UserError
 from pipeline.foreign import MOST_JSON, open_plain, parse_json, read_text
+from pipeline.recipe import RECIPE_FILE
 from train.component import Component
 from train.parallel import divided_like, whole
 
@@ -48,6 +50,8 @@ def read_run(run: Path) -> dict[str, Any]:
     try:
         values = parse_json(read_text(run / RUN, MOST_JSON))
     except FileNotFoundError:
+        if (run / RECIPE_FILE).exists():
+            raise UserError(f"{run}: is a shard set, no run; give a run, and the set with --shards") from None
         raise UserError(f"{run}: no run here (no {RUN}); make one with `train run --out {run}`") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{run / RUN}: cannot be read: {error}") from error
@@ -117,7 +121,7 @@ def check_shapes(path: Path, make: Callable[[], nn.Module], options: Mapping[str
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Fill the model. Raises `UserError` where the file is missing or does not fit."""
-    tensors, _ = _load(path)
+    tensors, _ = read_tensors(path)
     try:
         _fill(model, tensors)
     except RuntimeError as error:
@@ -148,7 +152,7 @@ def load_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, components: Sequence[Component]
 ) -> dict[str, Any]:
     """Fill model, optimiser and components; returns the state. Raises `UserError`."""
-    tensors, metadata = _load(path)
+    tensors, metadata = read_tensors(path)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, key = name.rpartition("/")
@@ -212,7 +216,8 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and its metadata. Raises `UserError`."""
     try:
         open_plain(path).close()
         with safe_open(path, "pt") as file:

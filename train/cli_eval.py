@@ -74,7 +74,9 @@ def _warn(metrics: dict[str, Any]) -> None:
         warn(f"{split}: leaks were not looked for: {leaks['reason']}")
         return
     if leaks["changed"]:
-        warn(f"{split}: the set has changed since; leaks were looked for in what its other splits have now")
+        warn(
+            f"{split}: the set has changed since; what was learnt of it is known by digests that the run has kept"
+        )
     if leaks["count"]:
         warn(f"{split}: {leaks['count']} of its videos, groups or copies were learnt; this is no test score")
     if leaks["unknown"]:

@@ -64,8 +64,9 @@ def _rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _classifier(model: str, settings: "RunSettings") -> str:
-    """The command that trains a classifier of the same size, which is shown the same, from the run in `{out}`."""
+def _classifier(model: str, settings: "RunSettings", labels: list[str]) -> str:
+    """The command that trains a classifier of the same size, which is shown the same, from the run in `{out}`; on
+    the same set, if that has labels to tell apart."""
     from models import takes
     from train.recipes import RECIPES
 
@@ -73,6 +74,7 @@ def _classifier(model: str, settings: "RunSettings") -> str:
     flags = [f"--option {name}={value}" for name, value in settings.options.items() if takes(model, name)]
     flags += [f"--input {recipe.input}"] if recipe.input != own.input else []
     flags += [f"--frames {recipe.frames}"] if recipe.frames != own.frames else []
-    flags += [f"--fold {settings.fold}"] if settings.fold else []
-    flags += [f"--shards {shlex.quote(settings.shards)}"] if settings.shards != str(DEFAULT_SHARDS) else []
+    flags += [f"--fold {settings.fold}"] if settings.fold and len(labels) > 1 else []
+    shards = settings.shards if len(labels) > 1 else "YOUR_LABELLED_SET"
+    flags += [f"--shards {shlex.quote(shards)}"] if shards != str(DEFAULT_SHARDS) else []
     return " ".join(["train run --model", model, *flags, "--weights {out}"])

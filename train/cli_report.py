@@ -29,12 +29,11 @@ def report(
       train report runs/first --out report.html
       train report runs/first runs/second
     """
-    check_files({"--out": out}, overwrite=overwrite)  # before torch is loaded
-
     from train.checkpoint import read_run
 
     for run in runs:
         read_run(run)  # a wrong path is told before any work
+    check_files({"--out": out}, overwrite=overwrite)
 
     from train.compute import choose_compute
     from train.report import make_report

@@ -82,15 +82,16 @@ def train_run(
     settings: "RunSettings",
     flags: dict[str, Any],
     rows: Callable[[dict[str, Any]], list[tuple[str, str]]],
-    then: Callable[["RunSettings"], str],
+    then: Callable[["RunSettings", list[str]], str],
     **kept: Any,
 ) -> None:
     """Carry a run to its end by those of RUN_FLAGS that say how, and show its metrics as `rows`.
 
-    `then`: the commands that come next after a run of these settings, with `{out}` for its folder. `kept`: more
-    for the `Trainer`. Raises `UserError`.
+    `then`: the commands that come next after a run of these settings on a set with these labels, with `{out}` for
+    its folder. `kept`: more for the `Trainer`. Raises `UserError`.
     """
     from pipeline.errors import UserError
+    from train.checkpoint import read_run
     from train.stopping import Every
 
     out, resume = flags["out"], flags["resume"]
@@ -117,7 +118,18 @@ def train_run(
         print_json({"run": str(out), **metrics})
         return
     print_table(str(out), rows(metrics))
-    click.echo(f"next: {then(settings).replace('{out}', shlex.quote(str(out)))}")
+    following = then(settings, read_run(out)["labels"])
+    click.echo(f"next: {following.replace('{out}', shlex.quote(str(out)))}")
+
+
+def resumed_family(ctx: click.Context, flags: dict[str, Any]) -> str:
+    """The model family of the run that goes on; of a new one, it has to be given. Raises `click.UsageError`."""
+    from train.checkpoint import read_run
+
+    if not (flags["resume"] and flags["out"]):
+        model = next(param for param in ctx.command.params if param.name == "model")
+        raise click.MissingParameter(ctx=ctx, param=model)
+    return str(read_run(flags["out"])["model"]).removesuffix("_pretraining")
 
 
 def claim(out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -164,12 +176,13 @@ def fit(
 ) -> dict[str, Any]:
     """Train to the end; a run that is stopped says what goes on with it."""
     from models import PRETRAINING
-    from train.loop import Trainer, describe_set
+    from train.loop import Trainer, describe_data
     from train.stopping import Stopped
 
     first = kept["ranks"].first
     trainer = Trainer(settings, out, partial(click.echo, err=True), **kept)
-    trainer.say(describe_set(trainer.shard_set))
+    for line in describe_data(trainer):
+        trainer.say(line)
     trainer.resume() if resume else trainer.start()
     try:
         with progress("clips") as stage:

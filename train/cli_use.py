@@ -50,6 +50,9 @@ def predict(
         raise UserError("--clips spreads clips over a video, --every slides over it: give one of them")
     check_files({"--csv": table, "--plot": plot}, overwrite=overwrite, drawn={"--plot": ".svg"})
     read_run(run_folder)
+    places = [video.removeprefix("file://") for video in videos]
+    if folder := next((place for place in places if Path(place).is_dir()), None):
+        raise UserError(f"{folder}: is a folder; give its videos, such as {folder}/*.mp4")
 
     from train.compute import choose_compute
     from train.predict import cut_by, predict_videos, timeline_csv
@@ -58,7 +61,6 @@ def predict(
 
     compute = choose_compute(device, precision)
     trained = load_trained(run_folder, weights, compute)
-    places = [video.removeprefix("file://") for video in videos]
     with progress("") as stage:
         found = predict_videos(trained, compute, places, cut_by(trained, clips or 5, every), batch_size, stage)
     if table:

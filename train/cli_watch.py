@@ -90,7 +90,8 @@ def watch(
         found = watch_stream(watcher, trained, source, patience, view.say, view.show)
     reason = found.pop("error", "")
     if found["frames"]:
-        _print_summary(source.name, name, found, as_json)
+        of_stream = (found["frames"] + found["frames_dropped"]) / float(trained.recipe.fps)
+        _print_summary(source.name, name, found, of_stream, as_json)
     if reason:
         raise (WorkFailed if found["frames"] else UserError)(f"{source.name}: {reason}")
 
@@ -117,8 +118,9 @@ def _label_number(labels: list[str], label: str | None) -> int:
     return labels.index(label)
 
 
-def _print_summary(place: str, label: str, found: dict[str, Any], as_json: bool) -> None:
-    """As a table on stderr, for stdout has the events; or as one more line there."""
+def _print_summary(place: str, label: str, found: dict[str, Any], of_stream: float, as_json: bool) -> None:
+    """As a table on stderr, for stdout has the events; or as one more line there. `of_stream`: seconds that went
+    by in it, which at full speed are more than those that it took."""
     if as_json:
         click.echo(json.dumps({"kind": "summary", "label": label, "source": place, **found}))
         return
@@ -132,7 +134,7 @@ def _print_summary(place: str, label: str, found: dict[str, Any], as_json: bool)
     print_table(
         place,
         [
-            ("watched", f"{found['seconds']:,.1f} s for {label}"),
+            ("watched", f"{of_stream:,.1f} s for {label}, in {found['seconds']:,.1f} s"),
             ("events", f"{found['events']:,}"),
             ("frames", f"{found['frames']:,} seen, {found['frames_dropped']:,} dropped"),
             ("clips", f"{found['clips']:,} judged, {found['clips_skipped']:,} skipped"),

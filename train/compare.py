@@ -80,7 +80,11 @@ class Cell:
     def work(self, say: Say = lambda _: None, stage: Stage = no_stage) -> None:
         """Train to the end, from where it stands, and judge. Raises `UserError` and `WorkFailed`."""
         if not (self.out / METRICS).exists():
-            trainer = Trainer(self.settings, self.out, say, cache=self.cache, cache_size=self.cache_size)
+
+            def say_whose(line: str) -> None:
+                say(f"{self.out.name}: {line}")
+
+            trainer = Trainer(self.settings, self.out, say_whose, cache=self.cache, cache_size=self.cache_size)
             trainer.resume() if (self.out / RUN).exists() else trainer.start()
             trainer.fit(lambda what, total: stage(f"{self.out.name}, {what}", total))
         compute = choose_compute(self.settings.device, self.settings.precision)

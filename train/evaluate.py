@@ -1,7 +1,7 @@
 """A trained model on a split: several clips a video, probabilities averaged, one verdict a video."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from train.clips import Clips, Ints, evaluation_clips
 from train.compute import Compute
 from train.folds import train_and_val
 from train.inputs import make_input, to_clips
-from train.leakage import crossing_into
+from train.leakage import Crossing, crossing_into
 from train.learnt import Learnt, LocalOf
+from train.manifest import MANIFEST, read_manifest
 from train.metrics import fit_threshold, score
 from train.ranks import Ranks
 from train.stream import ClipStream
@@ -205,10 +206,12 @@ def _learnt(
 ) -> tuple[Learnt | None, dict[str, Any]]:
     """What the run has learnt from, if that is known; and what to say of leaks as long as nobody looked."""
     ancestors = _ancestors(run / f"{weights}.safetensors") if about["settings"].get("weights") else ()
+    sides = read_manifest(run)
     try:
-        return Learnt.of(about, shard_set, ancestors), {"checked": False, "reason": "not asked for"}
+        learnt = Learnt.of(about, shard_set, sides, ancestors)
     except UserError as error:
         return None, {"checked": False, "reason": f"what was trained on cannot be compared: {error}"}
+    return learnt, {"checked": False, "reason": "not asked for"}
 
 
 def _ancestors(weights: Path) -> tuple[Lesson, ...]:
@@ -233,23 +236,46 @@ def _leaks(
     allowed: bool,
 ) -> dict[str, Any]:
     """What of the judged videos was learnt. Learnt is what the run and its ancestors trained on, what chose their
-    best epochs (but where that is judged), and what the threshold is fitted on; `unknown`: of the ancestors' other
-    sets. Raises `UserError` where there is such a thing and it is not `allowed`."""
-    if split == "train" and learnt.same:
+    best epochs (but where that is judged), and what the threshold is fitted on; `unknown`: what is gone, or of the
+    ancestors' other sets. Raises `UserError` where there is such a thing and it is not `allowed`."""
+    if split == "train" and learnt.home:
         return {"checked": False, "reason": "these videos were trained on: no score"}
+    if learnt.changed and not learnt.sides:
+        return _unknown(run, learnt, allowed=allowed)
     names = ["train"] if split == "val" else ["train", "val"]
-    parts = {name: part for name in names if (part := learnt.split(name)) is not None}
     before = learnt.before(chosen_by=split != "val")
-    known = before.union(*(map(learnt.name, part.videos) for part in parts.values()))
-    known.update(fitted_on.videos if fitted_on else [])
+    known = before | learnt.videos(names) | set(fitted_on.videos if fitted_on else ())
     found = crossing_into(learnt.judged, known, index.videos, learnt.pairs(run, stage, local_of))
+    groups = {group for video, group in learnt.shared_groups(names, index).items() if video not in known}
+    found = replace(found, groups=tuple(sorted(groups.union(found.groups))))
     if not allowed:
-        where = "" if learnt.same else f" of {learnt.shard_set.folder}"
-        where += f", or {threshold_from}" if threshold_from not in (None, *parts) else ""
+        where = ", ".join(name for name in names if name in {**learnt.parts, **learnt.sides})
+        where += "" if learnt.same else f" of {learnt.shard_set.folder}"
+        where += f", or {threshold_from}" if threshold_from not in (None, *names) else ""
         where += ", or what its first weights learnt" if before else ""
-        found.refuse(learnt.judged.folder, f"{split} shares with {', '.join(parts)}{where}")
-    told = {"checked": True, "allowed": allowed, "changed": learnt.changed, "unknown": learnt.unknown()}
+        _refuse(run, learnt, found, f"{split} shares with", where)
+    told = {"checked": True, "allowed": allowed, "changed": learnt.changed, "unknown": learnt.unknown(names)}
     return {**told, **found.as_dict()}
+
+
+def _refuse(run: Path, learnt: Learnt, found: Crossing, shares: str, where: str) -> None:
+    """Raises `UserError` if anything was found."""
+    place = learnt.judged.folder
+    if learnt.changed:
+        since = f"{run} was trained on another state of its set; {shares} its {where} of then"
+        found.refuse(place, since, "Train again on the set as it is now")
+    found.refuse(place, f"{shares} {where}")
+
+
+def _unknown(run: Path, learnt: Learnt, *, allowed: bool) -> dict[str, Any]:
+    """What to say of a run that has kept nothing of a set that has changed. Raises `UserError`."""
+    reason = f"{learnt.shard_set.folder} has changed since {run} was trained, by a release that kept no {MANIFEST}"
+    if not allowed:
+        raise UserError(
+            f"{reason}; so whether what is judged was learnt is unknown. Train again on the set as it is now, or "
+            "say --allow-leaks"
+        )
+    return {"checked": False, "reason": reason}
 
 
 def index_for(shard_set: ShardSet, about: dict[str, Any], split: str) -> SplitIndex:

@@ -22,7 +22,9 @@ def folds_by_group(groups: Sequence[str], label: Ints, folds: int) -> Ints:
     for group, number in zip(groups, label.tolist(), strict=True):
         counts.setdefault(group, Counter())[number] += 1
     if not 2 <= folds <= len(counts):
-        raise UserError(f"{folds} folds of {len(counts)} groups; give 2 or more, and no more than groups")
+        raise UserError(
+            f"{folds} folds of {len(counts)} groups; give --fold or --folds 2 or more, no more than groups"
+        )
     members: dict[int, list[str]] = {}
     for group, held in counts.items():
         members.setdefault(min(held, key=lambda number: (-held[number], number)), []).append(group)
@@ -46,7 +48,7 @@ def _digest(group: str) -> bytes:
 def split_fold(index: SplitIndex, fold: int, folds: int) -> tuple[SplitIndex, SplitIndex]:
     """What fold `fold` (from 0 on) of `folds` trains on, and what it holds out. Raises `UserError`."""
     if not 0 <= fold < folds:
-        raise UserError(f"fold {fold} of {folds}; they are numbered from 0 to {folds - 1}")
+        raise UserError(f"--fold {fold}/{folds}: folds are numbered from 0 to {folds - 1}")
     held_out = folds_by_group([sample.group for sample in index.samples], index.label, folds) == fold
     return index.select(~held_out), index.select(held_out)
 

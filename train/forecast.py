@@ -63,7 +63,7 @@ class Outlook:
         if seconds is None:
             return f"how long they take is told after the first {'epoch' if self.jobs == 1 else 'run'}"
         if not seconds:
-            return "nothing to train"
+            return "nothing left to train"
         guessed = {load.model for load in self.loads} - {load.model for load in self.loads if load.spent()}
         by = f" ({len(guessed)} of the families only guessed, by their FLOPs)" if guessed else ""
         return f"about {duration(seconds / self.jobs)} to go{by}"

@@ -35,8 +35,8 @@ class Crossing:
         count = len(self.groups) + len(self.pairs) + len(self.videos)
         return {"groups": list(self.groups), "pairs": pairs, "videos": list(self.videos), "count": count}
 
-    def refuse(self, place: object, what: str) -> None:
-        """Raises `UserError`, of the set at `place`, if anything crosses."""
+    def refuse(self, place: object, what: str, way_out: str = "") -> None:
+        """Raises `UserError`, of the set at `place`, if anything crosses. `way_out`: else than to mend the set."""
         if not self:
             return
         found = []
@@ -47,10 +47,13 @@ class Crossing:
         if self.pairs:
             first = self.pairs[0]
             found.append(f"{counted(len(self.pairs), 'pair')} of copies, the first is {first.a} = {first.b}")
+        mend = (
+            f"Mend the set with `prep leaks {shlex.quote(str(place))} --group fixed.csv --source VIDEOS` and the "
+            "command that it names next"
+        )
         raise UserError(
             f"{place}: {what}: {'; '.join(found)}; such a score would be of videos that were learnt. "
-            f"Mend the set with `prep leaks {shlex.quote(str(place))} --group fixed.csv --source VIDEOS` and the "
-            "command that it names next, or say --allow-leaks"
+            f"{way_out or mend}, or say --allow-leaks"
         )
 
 

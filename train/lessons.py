@@ -42,4 +42,4 @@ def unknown_lessons(lessons: Iterable[Lesson], *known: ShardSet) -> list[str]:
 
 def tell_unknown(unknown: list[str]) -> str:
     """A warning of them."""
-    return f"has learnt from {', '.join(unknown)}: whether that had videos of what is held out here is unknown"
+    return f"has learnt from {', '.join(unknown)}: whether those had copies of what is held out here is unknown"

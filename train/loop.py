@@ -24,14 +24,15 @@ from pipeline.errors import UserError, WorkFailed
 from pipeline.places import absolute, as_place
 from pipeline.report import Stage
 from pipeline.shards.cache import cache_for, room_for
-from pipeline.shards.index import ShardSet, SplitIndex, read_set
+from pipeline.shards.index import SplitIndex, read_set
 from pipeline.summary import summarize
 from train import checkpoint
 from train.carried import carried, check_carried
 from train.classification import Classification
-from train.clips import batch_bounds
+from train.clips import Sampling, batch_bounds
 from train.compute import choose_compute, compile_model
 from train.config import CONFIG, config_text
+from train.manifest import write_manifest
 from train.objective import Objective, Say
 from train.optim import make_optimizer
 from train.parallel import shard_model
@@ -117,16 +118,21 @@ class Trainer:
         self.step = Stepper(self.model, self.objective, self.optimizer, self.steps_per_epoch)
 
     def start(self) -> None:
-        """Load the first weights, make the run folder anew and describe the run in it. Raises `UserError`."""
+        """Load the first weights, make the run folder anew and describe the run in it. Raises `UserError`, and
+        `WorkFailed` where there can be no such folder."""
         started_from = self.objective.load(self.model)
         self._equip()
         if self.ranks.first:
             if (self.out / checkpoint.RUN).exists():
                 shutil.rmtree(self.out)
-            self.out.mkdir(parents=True, exist_ok=True)
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise WorkFailed(f"--out {self.out}: cannot be made: {error.strerror}") from error
             about = {**self._description(), "started_from": started_from}
             checkpoint.write_json(self.out / checkpoint.RUN, about)
             checkpoint.write_text(self.out / CONFIG, config_text(about["settings"]))
+            write_manifest(self.out, train=self.train_index, val=self.val_index)
         if started_from:  # so that going on never needs that file again
             self._save_checkpoint()
 
@@ -145,9 +151,13 @@ class Trainer:
             self._equip()
         if self.ranks.first:
             self._clean()
+            write_manifest(self.out, train=self.train_index, val=self.val_index)  # an older release kept none
         at = self.progress
-        within = f" and {at.now.steps} of {self.steps_per_epoch} steps" if at.now.steps else ""
-        self.say(f"going on from epoch {at.epoch} of {self.recipe.epochs}{within}")
+        place = f"after epoch {at.epoch} of {self.recipe.epochs}"
+        if at.now.steps:
+            place = f"in epoch {at.epoch + 1} of {self.recipe.epochs}, after {at.now.steps} of "
+            place += f"{self.steps_per_epoch} steps"
+        self.say(f"going on {place}")
 
     def fit(self, stage: Stage) -> dict[str, Any]:
         """Train to the last epoch; returns (and saves) the closing metrics.
@@ -336,7 +346,17 @@ class Trainer:
         }
 
 
-def describe_set(shard_set: ShardSet) -> str:
-    """One line on what is trained on."""
+def describe_data(trainer: Trainer) -> Iterator[str]:
+    """A line each on the set, on what of it a fold holds out, and on videos that are shorter than a clip."""
+    shard_set, train, val = trainer.shard_set, trainer.train_index, trainer.val_index
     counts = ", ".join(f"{split} {len(shard_set.split(split).videos)}" for split in shard_set.splits)
-    return f"{shard_set.folder}: {counts}; labels {', '.join(shard_set.labels)}"
+    yield f"{shard_set.folder}: {counts}; labels {', '.join(shard_set.labels)}"
+    if trainer.settings.fold and val is not None:
+        yield f"fold {trainer.settings.fold}: trains on {len(train.videos)} videos, holds out {len(val.videos)}"
+    longest = np.zeros(len(train.videos), np.int64)
+    np.maximum.at(longest, train.video, train.frames)
+    clip = Sampling(trainer.recipe.frames, trainer.recipe.sampling, trainer.recipe.stride)
+    if short := int((longest < clip.span).sum()):
+        told = f"{short} of {len(longest)} videos are shorter than a clip ({clip.span} stored frames): "
+        told += f"its {clip.frames} frames are spread over what they have"
+        yield told + (", some taken more than once" if longest.min() < clip.frames else "")

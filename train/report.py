@@ -12,6 +12,7 @@ from train.chart import STYLE
 from train.checkpoint import LOG, read_run
 from train.compute import Compute
 from train.evaluate import Evaluation, evaluate_run
+from train.lessons import tell_unknown
 from train.report_clips import clip_data, extremes
 from train.report_comparison import comparison, short_names
 from train.report_log import Log, log_panels, read_log
@@ -96,7 +97,7 @@ def _judged_on(metrics: Mapping[str, Any]) -> str:
 
 def _training(log: Log) -> str:
     panels = log_panels(log)
-    return f'<div class="figures">{figures(panels)}</div>' if panels else "<p>No epoch has ended yet.</p>"
+    return f'<div class="figures wide">{figures(panels)}</div>' if panels else "<p>No epoch has ended yet.</p>"
 
 
 def _facts(metrics: Mapping[str, Any]) -> str:
@@ -117,8 +118,13 @@ def _facts(metrics: Mapping[str, Any]) -> str:
 def _leaks(leaks: Mapping[str, Any]) -> str:
     if not leaks["checked"]:
         return f'<p class="bad">Leaks were not looked for: {html(leaks["reason"])}.</p>'
+    told = []
     if leaks["count"]:
-        return f'<p class="bad">No test score: {leaks["count"]} videos, groups or copies of these were learnt.</p>'
+        told.append(f"No test score: {leaks['count']} videos, groups or copies of these were learnt.")
+    if leaks["unknown"]:
+        told.append(f"The run or what it started from {tell_unknown(leaks['unknown'])}.")
+    if told:
+        return "".join(f'<p class="bad">{html(text)}</p>' for text in told)
     return '<p class="quiet">No group, and no copy of a judged video, was learnt.</p>'
 
 

@@ -11,7 +11,7 @@ from pipeline.foreign import parse_json, read_text
 from train.chart import Line, Panel
 
 DOTS = 30  # epochs that are marked each
-HIGH = 200  # px of a chart over epochs
+WIDE, HIGH = 470, 200  # px of a chart over epochs
 CHARTS = (  # title, names in the log, and how many of the chart's unit one of the log's is
     ("Loss", ("loss", "val_loss"), 1.0),
     ("Accuracy", ("train_accuracy", "val_accuracy", "val_roc_auc"), 1.0),
@@ -75,20 +75,13 @@ def log_panels(log: Log) -> list[Panel]:
         if lines:
             high = 1.0 if title == "Accuracy" else max(y for line in lines for _, y in line.points) * 1.25
             across, up = (min(1.0, last - 1), last), (0.0, high or 1.0)
+            named = f"{title} and ROC-AUC" if any(line.name == "val roc auc" for line in lines) else title
             panels.append(
                 Panel(
-                    title,
-                    "epoch",
-                    "",
-                    lines,
-                    (),
-                    across,
-                    up,
-                    legend_above=title == "Loss",
-                    whole_x=True,
-                    high=HIGH,
+                    named, "epoch", "", lines, (), across, up, legend_above=title == "Loss", whole_x=True,
+                    wide=WIDE, high=HIGH,
                 )
-            )
+            )  # fmt: skip
     return panels
 
 
