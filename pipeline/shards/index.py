@@ -1,9 +1,11 @@
 """A set as its readers see it: recipe and sidecars, checked for completeness, and its samples as columns."""
 
+import gc
 import itertools
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,11 +125,24 @@ class SplitIndex:
         return part
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would look at a million samples again and again, and find nothing."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def read_set(place: Path | str, *, whole: bool = True) -> ShardSet:
     """The set at a path or URL. Raises `UserError` where there is none, it is damaged, or (`whole`) unfinished."""
     folder = get_folder(place)
     recipe = read_recipe(folder)
-    shard_set = ShardSet(folder, recipe, tuple(sidecars(folder, recipe)), is_building(folder))
+    with _uncollected():
+        shard_set = ShardSet(folder, recipe, tuple(sidecars(folder, recipe)), is_building(folder))
     if not shard_set.sidecars:
         check_listed(folder)
     LOG.info("%s: %d shards, recipe %s", folder, len(shard_set.sidecars), recipe.fingerprint)
