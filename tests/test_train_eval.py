@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import conftest
 import cv2
 import numpy as np
 import pytest
@@ -29,20 +30,7 @@ from train.manifest import MANIFEST
 from train.metrics import decide, fit_threshold, score
 
 LARGER = Recipe(width=48, height=48)
-QUICK = [
-    "--model",
-    "early_fusion",
-    "--option",
-    "backbone=resnet18_quarter",
-    "--frames",
-    "4",
-    "--batch-size",
-    "8",
-    "--precision",
-    "fp32",
-    "--epochs",
-    "1",
-]
+QUICK = [*conftest.QUICK, "--epochs", "1"]
 
 
 def train(*arguments: object) -> Result:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import assert_one_clear_line
+from conftest import QUICK, assert_one_clear_line
 from far import FarServer
 from torch import nn
 
@@ -107,19 +107,8 @@ def test_every_family_exports_to_onnx(
 @pytest.fixture(scope="module")
 def run_folder(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "first"
-    quick = ["--frames", 4, "--batch-size", 8, "--precision", "fp32", "--epochs", 1]
-    result = train(
-        "run",
-        "--model",
-        "early_fusion",
-        "--option",
-        "backbone=resnet18_quarter",
-        *quick,
-        "--shards",
-        small_set,
-        "--out",
-        out,
-    )
+    run = ["run", *QUICK, "--frames", 4, "--epochs", 1, "--shards", small_set, "--out", out]
+    result = train(*run)
     assert result.exit_code == 0, result.output
     return out
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import assert_one_clear_line, build, write_video
+from conftest import QUICK, assert_one_clear_line, build, write_video
 from numpy.typing import NDArray
 
 from pipeline.recipe import Recipe
@@ -55,19 +55,8 @@ def numbers(count: int) -> Iterator[NDArray[np.uint8]]:
 @pytest.fixture(scope="module")
 def run_folder(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "first"
-    quick = ["--frames", FRAMES, "--batch-size", 8, "--precision", "fp32", "--epochs", 1]
-    result = train(
-        "run",
-        "--model",
-        "early_fusion",
-        "--option",
-        "backbone=resnet18_quarter",
-        *quick,
-        "--shards",
-        small_set,
-        "--out",
-        out,
-    )
+    run = ["run", *QUICK, "--frames", FRAMES, "--epochs", 1, "--shards", small_set, "--out", out]
+    result = train(*run)
     assert result.exit_code == 0, result.output
     return out
 

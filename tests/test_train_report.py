@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 from browser import Page, browsing
@@ -22,20 +23,7 @@ from train.report_log import log_panels, median, read_log
 from train.report_verdicts import calibration, verdicts
 
 HOSTILE = "<img src=x onerror=document.title='pwned'>"
-QUICK = [
-    "--model",
-    "early_fusion",
-    "--option",
-    "backbone=resnet18_quarter",
-    "--frames",
-    "4",
-    "--batch-size",
-    "8",
-    "--precision",
-    "fp32",
-    "--epochs",
-    "1",
-]
+QUICK = [*conftest.QUICK, "--epochs", "1"]
 
 
 def train(*arguments: object) -> Result:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import assert_one_clear_line, edit_sidecar
+from conftest import QUICK, assert_one_clear_line, edit_sidecar
 from far import FarServer
 
 from models import MODELS
@@ -17,19 +17,6 @@ from train.folds import train_and_val
 from train.recipes import TrainRecipe
 from train.run_settings import RunSettings
 from train.step import Stepper
-
-QUICK = [
-    "--model",
-    "early_fusion",
-    "--option",
-    "backbone=resnet18_quarter",
-    "--frames",
-    "4",
-    "--batch-size",
-    "8",
-    "--precision",
-    "fp32",
-]
 
 
 def train(*arguments: object) -> Result:

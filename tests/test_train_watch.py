@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from conftest import assert_one_clear_line, write_video
+from conftest import QUICK, assert_one_clear_line, write_video
 from near import send, streaming
 
 from pipeline.decode.live import Gap, LiveFrame
@@ -167,19 +167,8 @@ def test_what_the_reader_meets_is_raised_after_the_last_item() -> None:
 @pytest.fixture(scope="module")
 def run_folder(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "first"
-    quick = ["--frames", WINDOW, "--batch-size", 8, "--precision", "fp32", "--epochs", 1]
-    result = train(
-        "run",
-        "--model",
-        "early_fusion",
-        "--option",
-        "backbone=resnet18_quarter",
-        *quick,
-        "--shards",
-        small_set,
-        "--out",
-        out,
-    )
+    run = ["run", *QUICK, "--frames", WINDOW, "--epochs", 1, "--shards", small_set, "--out", out]
+    result = train(*run)
     assert result.exit_code == 0, result.output
     return out
 
