@@ -15,7 +15,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed  ## sample videos -> shards -> a trained model -> its score
-	test -d data/videos || { $(BIN)/prep sample-videos data/videos.part --overwrite && mv data/videos.part data/videos; }
+	test -d data/videos || { $(BIN)/prep sample-videos data/videos.part --overwrite >/dev/null && mv data/videos.part data/videos; }
 	$(BIN)/prep build-shards --fps 5 --size 112
 	$(BIN)/train run --model early_fusion --epochs 8 --out runs/demo --overwrite
 	$(BIN)/train eval runs/demo --allow-leaks  # made-up videos look alike; on yours, copies across splits are refused
