@@ -113,9 +113,8 @@ def _reason(error: Exception) -> str:
     if not isinstance(cause, OSError) or isinstance(cause, SSLError):
         return str(error) if type(error) is OSError else f"{type(error).__name__}: {error}"
     number = cause.errno or 0
-    why = (
-        os.strerror(number) if number > 0 else cause.strerror or str(cause)
-    )  # of names that nobody knows: below 0
+    # Below 0: of a name that nobody knows.
+    why = os.strerror(number) if number > 0 else cause.strerror or str(cause)
     return f"nothing answers there ({why}); check the address and the network"
 
 

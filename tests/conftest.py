@@ -28,16 +28,8 @@ from pipeline.shards.index import read_set
 from pipeline.shards.sidecar import sealed
 
 SMALL = Recipe(width=32, height=32)
-NARROW = ["--model", "early_fusion", "--option", "backbone=resnet18_quarter"]
-QUICK = [
-    *NARROW,
-    "--frames",
-    "4",
-    "--batch-size",
-    "8",
-    "--precision",
-    "fp32",
-]  # of `train run`
+SMALL_RUN = ["--frames", "4", "--batch-size", "8", "--precision", "fp32"]
+QUICK = ["--model", "early_fusion", "--option", "backbone=resnet18_quarter", *SMALL_RUN]
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import assert_one_clear_line
+from conftest import SMALL_RUN, assert_one_clear_line
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
@@ -26,18 +26,7 @@ from train.predict import sliding_clips
 from train.recipes import RECIPES
 from train.trained import load_trained
 
-QUICK = [
-    "--model",
-    "vivit",
-    "--option",
-    "scale=micro",
-    "--frames",
-    "4",
-    "--batch-size",
-    "8",
-    "--precision",
-    "fp32",
-]
+QUICK = ["--model", "vivit", "--option", "scale=micro", *SMALL_RUN]
 CPU = Compute(torch.device("cpu"), bf16=False)
 
 

@@ -102,10 +102,8 @@ class Jpeg:
     def __init__(self, quality: int) -> None:
         colour = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
         self._settings = [cv2.IMWRITE_JPEG_QUALITY, quality, *colour]
-        self._known = (
-            (0, 0),
-            b"",
-        )  # a size, and all that stood before the pixels: the same in all frames of a build
+        # A size, and all that stood before the pixels: the same in all frames of a build.
+        self._known = (0, 0), b""
 
     def head(self, shape: tuple[int, int, int, int]) -> bytes:  # noqa: ARG002
         """See `Codec.head`: none."""
@@ -127,9 +125,11 @@ class Jpeg:
                 raise ValueError(f"no JPEG of {out.shape[2]}×{out.shape[1]}")
             self._known = size, bytes(data[:stop])
         try:
-            simplejpeg.decode_jpeg(data, "RGB", buffer=out[0])
+            picture = simplejpeg.decode_jpeg(data, "RGB", buffer=out[0])
         except ValueError as error:
             raise ValueError(f"a JPEG that cannot be decoded: {error}") from error
+        if picture.shape != out.shape[1:]:  # it was read in another way than by `jpeg_size`
+            raise ValueError("a JPEG that cannot be decoded")
 
 
 def jpeg_size(data: memoryview) -> tuple[tuple[int, int], int]:
