@@ -28,11 +28,17 @@ class OverlongError(OSError):
 
 def open_plain(path: Path | str) -> BufferedReader:
     """A file to read, which is one: a pipe would be waited for, a device never ends. Raises `OSError`."""
+    return os.fdopen(_opened(path)[0], "rb")
+
+
+def _opened(path: Path | str) -> tuple[int, int]:
+    """The descriptor of a plain file, and how many bytes it has. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
             raise OSError(f"{path} is no plain file")
-        return os.fdopen(descriptor, "rb")
+        return descriptor, about.st_size
     except BaseException:
         os.close(descriptor)
         raise
@@ -41,9 +47,14 @@ def open_plain(path: Path | str) -> BufferedReader:
 def read_text(path: Path | str, most: int = MOST_TEXT) -> str:
     """A text as it is: no newline is made another one. Raises `OSError`, also where it is longer than `most`
     bytes, and `UnicodeDecodeError`."""
-    with open_plain(path) as file:
-        room = min(os.fstat(file.fileno()).st_size, most)  # memory for `most` would be got, and given back
-        return limited(file.read(room + 1), str(path), most).decode()
+    descriptor, size = _opened(path)  # no file object: making one takes as long as reading a sidecar
+    try:
+        data, room = b"", min(size, most) + 1  # memory for `most` would be got, and given back
+        while len(data) < room and (more := os.read(descriptor, room - len(data))):
+            data += more
+    finally:
+        os.close(descriptor)
+    return limited(data, str(path), most).decode()
 
 
 def limited(data: bytes, name: str, most: int = MOST_TEXT) -> bytes:

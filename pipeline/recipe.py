@@ -6,6 +6,7 @@ import re
 import shlex
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, Protocol, Self
 
 from pipeline.errors import UserError
@@ -76,7 +77,7 @@ class Recipe:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{RECIPE_FILE}: not a recipe: {error}") from error
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 of the canonical JSON of all fields."""
         canonical = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))

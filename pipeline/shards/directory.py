@@ -4,6 +4,7 @@ A shard and its sidecar are the unit of commit: made aside, put in place, sideca
 mutable file, so any number of builders may fill one set; builders.py is how they share the work.
 """
 
+import itertools
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -16,12 +17,13 @@ from pipeline.report import Report, no_report
 from pipeline.shards import FORMATS, get_format
 from pipeline.shards.builders import BUILDERS
 from pipeline.shards.folder import TEMPORARY, Folder, ask_each
-from pipeline.shards.layout import check_layout, check_place
+from pipeline.shards.layout import check_place, find_impossible
 from pipeline.shards.sidecar import SHARD, Broken, Sample, Sidecar, parse_sidecar
 
 SIDECAR = ".json"
 BUILDING = ".building"  # there while a build runs, and after one that was stopped
 OWN_SIDECAR = re.compile(r"(?:train|val|test)-[0-9]{6}\.json")
+CHECKED_AT_ONCE = 256  # sidecars
 STALE = ".stale"  # shards that are rewritten while others still copy from them, by SHA-256
 
 
@@ -147,7 +149,6 @@ def scan(folder: Folder, recipe: Recipe) -> Standing:
 
 def sidecars(folder: Folder, recipe: Recipe, under: str = "") -> Iterator[Sidecar]:
     """Every sidecar of the set, by name. Raises `UserError`."""
-    fingerprint = recipe.fingerprint
     found = folder.names(under)
     names = [name for name in found if (name.endswith(SIDECAR) if under else OWN_SIDECAR.fullmatch(name))]
     paths = [f"{under}/{name}" if under else name for name in names]
@@ -160,22 +161,28 @@ def sidecars(folder: Folder, recipe: Recipe, under: str = "") -> Iterator[Sideca
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{folder}/{path}: cannot be read: {error}") from error
 
-    for path, text in zip(paths, ask_each(folder, read, paths), strict=True):
-        if text is None:
-            continue
-        sidecar = parse_sidecar(text, f"{folder}/{path}")
-        if sidecar.fingerprint != fingerprint:
-            raise UserError(
-                f"{folder}/{path}: belongs to the recipe {sidecar.fingerprint}, the set to {fingerprint}; "
-                "remove it, or build with --overwrite"
-            )
+    texts = zip(paths, ask_each(folder, read, paths), strict=True)
+    while some := list(itertools.islice(texts, CHECKED_AT_ONCE)):
+        parsed = {path: _parse(folder, path, text, recipe) for path, text in some if text is not None}
+        if impossible := find_impossible(list(parsed.values()), recipe):
+            raise UserError(f"{folder}/{list(parsed)[impossible[0]]}: {impossible[1]}")
+        yield from parsed.values()
+
+
+def _parse(folder: Folder, path: str, text: str, recipe: Recipe) -> Sidecar:
+    """The sidecar at that path, one of a set of this recipe. Raises `UserError`."""
+    sidecar = parse_sidecar(text, f"{folder}/{path}")
+    if sidecar.fingerprint != recipe.fingerprint:
+        raise UserError(
+            f"{folder}/{path}: belongs to the recipe {sidecar.fingerprint}, the set to {recipe.fingerprint}; "
+            "remove it, or build with --overwrite"
+        )
+    if "/" not in path:  # a stale one has another name
         try:
-            if not under:
-                check_place(sidecar, Path(path).stem, recipe)
-            check_layout(sidecar, recipe)
+            check_place(sidecar, path.removesuffix(SIDECAR), recipe)
         except UserError as error:
             raise UserError(f"{folder}/{path}: {error}") from error
-        yield sidecar
+    return sidecar
 
 
 def check_listed(folder: Folder) -> None:

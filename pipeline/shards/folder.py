@@ -292,16 +292,16 @@ class LocalFolder:
                 if name.startswith(TEMPORARY) and _is_abandoned(self.root / name):
                     remove_path(self.root / name)
 
-    def _own(self, name: str) -> Path:
+    def _own(self, name: str) -> str:
         """The path of a file or folder of the set. Raises `Foreign` where it is something else, or a link leads
         out of the set; `FileNotFoundError`."""
-        path, below = self.root, Path(name)
-        for part in below.parts:
-            path /= part
-            mode = path.lstat().st_mode
+        path = str(self.root)  # no `Path` on the way: asked of every sidecar of a large set
+        for part in name.split("/"):
+            path = f"{path}/{part}"
+            mode = os.lstat(path).st_mode
             if stat.S_ISLNK(mode):
-                mode = path.stat().st_mode
-                if not path.resolve().is_relative_to(self.root.resolve()):
+                mode = os.stat(path).st_mode
+                if not Path(path).resolve().is_relative_to(self.root.resolve()):
                     raise Foreign(f"{part} is a link that leads out of the set; put the file itself there")
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise Foreign(f"{part} is neither a file nor a folder")
@@ -309,8 +309,8 @@ class LocalFolder:
 
     def _own_files(self, name: str) -> list[Path]:
         """The files of a shard, all of them of the set. Raises as `_own`."""
-        shard = self._own(name)
-        return [self._own(path.relative_to(self.root).as_posix()) for path in shard_files(shard)]
+        shard = Path(self._own(name))
+        return [Path(self._own(path.relative_to(self.root).as_posix())) for path in shard_files(shard)]
 
     def _temporary(self, name: str) -> Path:
         self.root.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +58,7 @@ class ShardSet:
             wanted, found = max(counts), counts[max(counts)]
             if len(counts) > 1 or found != wanted:
                 return f"{split} has {found} of {wanted} shards"
-        samples = itertools.chain.from_iterable(sidecar.samples for sidecar in self.sidecars)
-        keys = list(map(attrgetter("key"), samples))
+        keys = [sample.key for sidecar in self.sidecars for sample in sidecar.samples]
         if len(set(keys)) < len(keys):
             return f"{Counter(keys).most_common(1)[0][0]} stands in two shards"
         return None
@@ -83,23 +81,22 @@ class SplitIndex:
         self.recipe = shard_set.recipe
         self.labels = shard_set.labels
         self.folder, self.sidecars = shard_set.folder, inside
-        self.shards = [Path(str(shard_set.folder), sidecar.shard) for sidecar in inside]
+        root = Path(str(shard_set.folder))
+        self.shards = [root / sidecar.shard for sidecar in inside]
         self.samples: list[Sample] = [sample for sidecar in inside for sample in sidecar.samples]
         number_of = {label: number for number, label in enumerate(self.labels)}
         self.shard: NDArray[np.int32] = np.repeat(
             np.arange(len(inside), dtype=np.int32), [len(sidecar.samples) for sidecar in inside]
         )
-        count = len(self.samples)
-        self.frames = np.fromiter(map(attrgetter("frames"), self.samples), np.int64, count)
-        labels = map(attrgetter("label"), self.samples)
-        self.label = np.fromiter(map(number_of.__getitem__, labels), np.int64, count)
+        self.frames = np.array([sample.frames for sample in self.samples], np.int64)
+        self.label = np.array([number_of[sample.label] for sample in self.samples], np.int64)
 
     @cached_property
     def _numbered(self) -> tuple[NDArray[np.int64], list[str]]:
         """`video` and `videos`: made when they are first asked for, as training does not need them."""
         number_of = defaultdict[str, int](itertools.count().__next__)  # a number for each name that is new
-        names = map(attrgetter("video"), self.samples)
-        return np.fromiter(map(number_of.__getitem__, names), np.int64, len(self.samples)), list(number_of)
+        numbers = np.array([number_of[sample.video] for sample in self.samples], np.int64)
+        return numbers, list(number_of)
 
     @property
     def video(self) -> NDArray[np.int64]:

@@ -1,5 +1,7 @@
 """Whether a sidecar can be true: its place in the set, and where it says that samples are. No shard is opened."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,7 +9,7 @@ from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.shards import get_format
 from pipeline.shards.codec import Raw, get_codec
-from pipeline.shards.sidecar import Sidecar
+from pipeline.shards.sidecar import Sample, Sidecar
 
 DIGITS = 8  # of a CRC-32C
 
@@ -21,41 +23,60 @@ def check_place(sidecar: Sidecar, stem: str, recipe: Recipe) -> None:
 
 
 def check_layout(sidecar: Sidecar, recipe: Recipe) -> None:
-    """Raises `UserError` for the first sample that is longer than the recipe allows, has another number of chunks
-    or checksums than its frames need, ends behind the shard's end, or shares bytes with another."""
-    samples = sidecar.samples
-    if not samples:
-        return
-    frames = np.fromiter([sample.frames for sample in samples], np.uint64)
-    offset = np.fromiter([sample.offset for sample in samples], np.uint64)
-    checksums = np.fromiter([len(sample.crc32c) for sample in samples], np.uint64)
+    """Raises `UserError` for the first sample that `find_impossible` finds."""
+    if impossible := find_impossible([sidecar], recipe):
+        raise UserError(impossible[1])
 
-    def refuse(wrong: NDArray[np.bool_], problem: str) -> None:
+
+def find_impossible(sidecars: Sequence[Sidecar], recipe: Recipe) -> tuple[int, str] | None:
+    """A sample that is longer than the recipe allows, has another number of chunks or checksums than its frames
+    need, ends behind its shard's end, or shares bytes with another: the place of its sidecar, and what is wrong.
+
+    Many sidecars at once: arrays of a hundred samples take as long as those of thousands.
+    """
+    samples = [sample for sidecar in sidecars for sample in sidecar.samples]
+    owner = np.repeat(np.arange(len(sidecars)), [len(sidecar.samples) for sidecar in sidecars])
+    size = np.array([sidecar.bytes for sidecar in sidecars], np.uint64)[owner]
+    for wrong, problem in _problems(samples, owner, size, recipe) if samples else ():
         if wrong.any():
-            sample = samples[int(wrong.argmax())]
-            raise UserError(f"sample {sample.key}: {problem} (frames {sample.frames}, offset {sample.offset})")
+            place = int(wrong.argmax())
+            sample = samples[place]
+            return int(owner[place]), (
+                f"sample {sample.key}: {problem} (frames {sample.frames}, offset {sample.offset}, shard of "
+                f"{size[place]} bytes)"
+            )
+    return None
 
-    refuse(frames > np.uint64(recipe.max_frames), f"has more frames than the recipe's {recipe.max_frames}")
+
+def _problems(
+    samples: Sequence[Sample], owner: NDArray[np.int64], size: NDArray[np.uint64], recipe: Recipe
+) -> Iterator[tuple[NDArray[np.bool_], str]]:
+    """Which samples have which problem. What comes later holds only where nothing was wrong before."""
+    frames = np.array([sample.frames for sample in samples], np.uint64)
+    offset = np.array([sample.offset for sample in samples], np.uint64)
+    checksums = np.array([len(sample.crc32c) for sample in samples], np.uint64)
+    yield frames > np.uint64(recipe.max_frames), f"has more frames than the recipe's {recipe.max_frames}"
     codec, in_tar = get_codec(recipe), recipe.format == "webdataset"
     chunk = np.uint64(codec.chunk)
     begin = np.zeros_like(frames) if in_tar else offset % chunk  # of the sample in its first chunk
     chunks = (begin + frames + chunk - np.uint64(1)) // chunk
-    wanted = chunks * np.uint64(DIGITS)
-    refuse((checksums > 0) & (checksums != wanted), "has another number of checksums than chunks")
+    unlike = checksums != chunks * np.uint64(DIGITS)
+    yield (checksums > 0) & unlike, "has another number of checksums than chunks"
     length = frames
     if in_tar and isinstance(codec, Raw):
         length = frames * np.uint64(recipe.width * recipe.height * 3)
-    pieces = [sample.sizes for sample in samples] if in_tar and not isinstance(codec, Raw) else []
-    if pieces:
-        refuse(np.fromiter(map(len, pieces), np.uint64) != chunks, "has another number of sizes than chunks")
+    pieces = [sample.sizes for sample in samples]
+    if in_tar and not isinstance(codec, Raw):
+        yield np.array(list(map(len, pieces)), np.uint64) != chunks, "has another number of sizes than chunks"
         totals = list(map(sum, pieces))
-        refuse(np.array([total > sidecar.bytes for total in totals]), "is larger than the shard")
+        yield np.array(list(map(int.__gt__, totals, size.tolist()))), "is larger than the shard"
         length = np.array(totals, np.uint64)
-    elif any(sample.sizes for sample in samples):
-        refuse(np.array([bool(sample.sizes) for sample in samples]), "has sizes of chunks, which no raw shard has")
+    else:
+        yield np.array(list(map(bool, pieces))), "has sizes of chunks, which no raw shard has"
     stop = offset + length  # below 2**64: an offset is below 2**63, a length far below
-    refuse(stop > np.uint64(sidecar.bytes), f"ends behind the {sidecar.bytes} bytes of the shard")
-    order = np.argsort(offset, kind="stable")
+    yield stop > size, "ends behind the end of the shard"
+    order = np.lexsort((offset, owner))
+    before, after = order[:-1], order[1:]
     shared = np.zeros(len(samples), bool)
-    shared[order[1:]] = stop[order[:-1]] > offset[order[1:]]
-    refuse(shared, "begins inside another sample")
+    shared[after] = (stop[before] > offset[after]) & (owner[before] == owner[after])
+    yield shared, "begins inside another sample"
