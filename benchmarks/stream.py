@@ -10,7 +10,7 @@ loader gets them in its own form (`benchmarks/loaders.py`; `webdataset` reads ou
 process of its own, peers in the environment of `--peers`. They take turns, an epoch each, on files that are read
 into the page cache first; the median of the rounds is quoted, with the least and the most. Ratios are taken round
 by round. The limit is a bare NumPy gather from a mapped array into a reused buffer; that of a codec, its decoder
-alone on two threads over our shards in order. Ours copies raw frames on one thread and decodes others on two.
+alone on two threads over our shards in order. The workers of ours are threads.
 
 Then: an epoch of raw shards that are on disk alone, against reading their bytes from end to end; and every n-th
 video decoded on the fly by decord2 in a `DataLoader`. Asks for about 8 times `--gigabytes` of disk.
@@ -55,7 +55,7 @@ STANDS = {  # reads another's files
 }
 HERE = {"limit", *OURS, "limit zstd", "limit jpeg"}  # run in this Python
 CLIPS_ALONE = {"limit", "map-style", "map-style, 2 workers", "decord2"}  # need no form of their own
-NO_WORKERS = {"limit", "ours", "ours zarr"}
+NO_WORKERS = {"limit"}
 TWO_WORKERS = {"ours zstd", "ours jpeg", "decord2", "map-style, 2 workers", "limit zstd", "limit jpeg"}
 AGAINST = {  # what is promised of ours, by whom it is compared with
     "ours": ("limit", "litdata", "webdataset", "mosaic", "map-style", "map-style, 2 workers", "decord2"),

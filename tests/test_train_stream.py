@@ -3,6 +3,8 @@
 import gc
 import os
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -19,6 +21,7 @@ from pipeline.shards import get_format
 from pipeline.shards.index import SplitIndex, read_set
 from train.clips import Clips, Sampling, clip_frames, training_clips
 from train.folds import split_fold
+from train.gather import Gatherer
 from train.stream import BUFFERS, ClipStream
 
 
@@ -44,6 +47,44 @@ def test_batches_hold_the_frames_and_labels_of_their_clips(small_set: Path) -> N
                 assert index.labels[int(label)] == entry.label
                 seen.append(sample)
     assert sorted(seen) == list(range(len(index)))
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, also: Callable[[], None]) -> None:
+    """Copying a clip takes a while, and does something more."""
+    copy = Gatherer._copy
+
+    def slowly(self: Gatherer, *job: Any) -> None:
+        also()
+        time.sleep(0.005)
+        copy(self, *job)
+
+    monkeypatch.setattr(Gatherer, "_copy", slowly)
+
+
+def test_who_waits_for_a_batch_helps_to_fill_it(small_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stream_of(small_set) as stream:
+        clips = training_clips(stream.index.frames, SIZE, 0, 0)
+        alone = everything(stream, clips)
+    busy = set[str]()
+    slow(monkeypatch, lambda: busy.add(threading.current_thread().name))
+    with stream_of(small_set) as stream:
+        assert everything(stream, clips) == alone
+    assert busy == {"clip-stream", threading.current_thread().name}
+
+
+def test_what_goes_wrong_in_helping_ends_the_epoch(small_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = {threading.current_thread()}
+
+    def fail() -> None:
+        if threading.current_thread() in failing:
+            raise UserError("damaged")
+
+    slow(monkeypatch, fail)
+    with stream_of(small_set) as stream:
+        with pytest.raises(UserError, match="damaged"):
+            list(stream.epoch(0))
+        failing.clear()
+        assert list(stream.epoch(0))  # the stream lives on
 
 
 def test_going_on_from_a_batch_equals_never_having_stopped(small_set: Path) -> None:

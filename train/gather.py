@@ -40,7 +40,7 @@ class Gatherer:
     it anew. It is read once more then.
 
     `threads`: how many copy or decode clips of a batch, the caller's among them; where it is not given, all
-    processors decode, and one thread copies: memory is its limit, a second one gains little and takes a core.
+    processors decode, and one thread copies. Who waits for a batch may `help`, instead of doing nothing.
     """
 
     def __init__(
@@ -60,6 +60,9 @@ class Gatherer:
         self._first_use = FirstUse(index.frames, self._chunk)
         raw = index.recipe.codec == "raw"
         self._do = self._copy if raw else self._decode
+        self._left: Iterator[Job] = iter(())  # of the batch at hand: clips that nobody has begun
+        self._helping = threading.Lock()
+        self._failed: Exception | None = None
         self._threads = threads or (1 if raw else len(os.sched_getaffinity(0)))
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="clip-fill")
 
@@ -75,14 +78,29 @@ class Gatherer:
     def _fill(self, rows: Sequence[Frames], samples: Ints, starts: Ints) -> None:
         shards = map(self._shard, self._index.shard[samples].tolist())  # opened here: the threads share them
         jobs = list(zip(rows, shards, samples.tolist(), starts.tolist(), strict=False))
-        left = iter(jobs)  # each thread takes the next one: a task for every clip would cost as much as copying it
+        # Each thread takes the next one: a task for every clip would cost as much as copying it.
+        left = self._left = iter(jobs)
         others = [self._pool.submit(self._work, left) for _ in range(min(self._threads, len(jobs)) - 1)]
         try:
             self._work(left)
         finally:
+            self._left = iter(())
             wait(others)
+            with self._helping:  # until who helps is through with the last one
+                failed, self._failed = self._failed, None
         for other in others:
             other.result()
+        if failed is not None:
+            raise failed
+
+    def help(self) -> None:
+        """Copy or decode clips of the batch that another thread's `fill` is at, until none is left. What goes
+        wrong is raised by that `fill`."""
+        with self._helping:
+            try:
+                self._work(self._left)
+            except Exception as error:
+                self._failed = error
 
     def _work(self, jobs: Iterator[Job]) -> None:
         for job in jobs:

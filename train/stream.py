@@ -2,7 +2,7 @@
 
 Raw shards are mapped, clips are slices of the map, and a thread copies them into two reused batch buffers ahead
 of the model: no worker processes, no pickling, no allocation. Compressed shards are decoded into the same buffers
-by several threads. Frames stay uint8 until they are on the device.
+by several threads. Who has to wait for a batch helps to fill it. Frames stay uint8 until they are on the device.
 """
 
 import time
@@ -274,6 +274,8 @@ class ClipStream:
 
     def _next(self, filler: Filler) -> Filled | None:
         began = time.perf_counter()
+        if filler.ready.empty():
+            self._gatherer.help()
         got = filler.ready.get()
         self.waited += time.perf_counter() - began
         if isinstance(got, BaseException):
