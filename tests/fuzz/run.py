@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -35,8 +36,8 @@ class Hung(BaseException):
 class Watch:
     """Runs a target on one input after another and keeps what it finds in `corpus`; `<name>.json` has the sums."""
 
-    def __init__(self, name: str, target: "Target", corpus: Path, seconds: int) -> None:
-        self._name, self._target, self._corpus = name, target, corpus
+    def __init__(self, name: str, target: "Target", corpus: Path, seconds: int, clear: Callable[[], None]) -> None:
+        self._name, self._target, self._corpus, self._clear = name, target, corpus, clear
         self._stop = time.process_time() + seconds
         self._tally = corpus / f"{name}.json"
         past: dict[str, Any] = {"executions": 0, "seconds": 0.0, "findings": {}}
@@ -65,6 +66,7 @@ class Watch:
         self._count += 1
         self._tell(now)
         if now > self._stop:
+            self._clear()  # 45 MB, of memory where /dev/shm is
             os._exit(0)
 
     def _keep(self, kind: str, data: bytes) -> None:
@@ -102,7 +104,7 @@ def fuzz(name: str, corpus: Path, seconds: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["pipeline", "models", "train"]):
-        from fuzz.targets import targets
+        from fuzz.targets import clear, targets
 
     target, own = targets()[name], corpus / name
     own.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,7 @@ def fuzz(name: str, corpus: Path, seconds: int) -> None:
     signal.signal(signal.SIGPROF, _hung)
     # The limit on time is of the clock, and for what waits without computing.
     limits = ["-timeout=1200", f"-rss_limit_mb={2 * MEGABYTES}", "-max_len=32768", "-verbosity=0"]
-    atheris.Setup([sys.argv[0], str(own), *limits], Watch(name, target, corpus, seconds).one)
+    atheris.Setup([sys.argv[0], str(own), *limits], Watch(name, target, corpus, seconds, clear).one)
     atheris.Fuzz()
 
 

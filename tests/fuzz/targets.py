@@ -209,13 +209,18 @@ def names() -> list[str]:
 @cache
 def targets() -> dict[str, Target]:
     """All targets by name. Their folder lives as long as the process."""
-    made = tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
-    root = Path(made.name)
-    _keep.append(made)
+    root = Path(_room().name)
     return dict(_pipeline(root)) | dict(_train(root))
 
 
-_keep: list[object] = []
+@cache
+def _room() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+
+
+def clear() -> None:
+    """Remove the targets' folder, in a process that ends without a word."""
+    _room().cleanup()
 
 
 def _pipeline(root: Path) -> Iterator[tuple[str, Target]]:
