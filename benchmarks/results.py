@@ -2,6 +2,7 @@
 
     prep build-shards ../shared/data/surveillance-fights/videos.csv --out data/fights --size 80
     python benchmarks/results.py data/fights --out runs/results                     # from nothing
+    python benchmarks/results.py data/fights --out runs/base --base                # a ViT-B, one fold
     python benchmarks/results.py data/fights --out runs/lite0 --lite0 efficientnet-lite0-57934424.pth
 
 A run is a cell of `train compare`, in a folder of its own below --out, and what is done there is kept: a stopped
@@ -54,6 +55,7 @@ SCRATCH = {
     "vivit": Row(MOTION, {"scale": "tiny"}),
     "videomae": Row({**MOTION, "mixup": 0.0, "cutmix": 0.0, "erase": 0.0}, {"scale": "tiny"}),
 }
+BASE = {"vivit": Row({**MOTION, "epochs": 10}, {"scale": "base"})}
 LITE0: dict[str, Any] = {"backbone": "efficientnet_lite0"}
 PRETRAINED = {
     "late_fusion": Row({"frames": 8, "epochs": 10}, LITE0),
@@ -63,9 +65,11 @@ PRETRAINED = {
 }
 
 
-def plan(rows: dict[str, Row], shards: Path, out: Path, weights: Path | None) -> dict[str, list[Cell]]:
-    """The cells of each family. A cell that starts from another takes the weights of its last epoch: the best one
-    was chosen by the very videos that are held out."""
+def plan(
+    rows: dict[str, Row], shards: Path, out: Path, weights: Path | None, folds: int = FOLDS
+) -> dict[str, list[Cell]]:
+    """The cells of each family, of the first `folds` folds. A cell that starts from another takes the weights of
+    its last epoch: the best one was chosen by the very videos that are held out."""
     planned = {}
     for name, row in rows.items():
         recipe = replace(RECIPES[name], **row.recipe)
@@ -78,7 +82,7 @@ def plan(rows: dict[str, Row], shards: Path, out: Path, weights: Path | None) ->
                 replace(cell, settings=replace(cell.settings, weights=start))
                 for cell, start in zip(cells, starts, strict=True)
             ]
-        planned[name] = cells
+        planned[name] = cells[:folds]
     return planned
 
 
@@ -127,12 +131,15 @@ def show(found: dict[str, Any], families: dict[str, list[Cell]], out: Path) -> N
 @click.option(
     "--lite0", type=click.Path(exists=True, path_type=Path), help="ImageNet weights of EfficientNet-Lite0."
 )
+@click.option("--base", is_flag=True, help="A ViT-B from nothing, fold 0 alone.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--table", is_flag=True, help="Train nothing: show what is done.")
-def main(shards: Path, out: Path, names: str | None, lite0: Path | None, jobs: int, table: bool) -> None:
+def main(
+    shards: Path, out: Path, names: str | None, lite0: Path | None, base: bool, jobs: int, table: bool
+) -> None:
     """Train and judge what is not done yet, and put the tables together."""
-    rows = PRETRAINED if lite0 else SCRATCH
-    planned = plan(rows, shards, out, lite0)
+    rows = PRETRAINED if lite0 else BASE if base else SCRATCH
+    planned = plan(rows, shards, out, lite0, 1 if base else FOLDS)
     for name in [] if table else (names.split(",") if names else rows):
         compare(planned[name], out, jobs=jobs, say=lambda line: click.echo(line, err=True))
     families = {name: cells for name, cells in planned.items() if done(cells)}
