@@ -56,12 +56,11 @@ SCRATCH = {
     "videomae": Row({**MOTION, "mixup": 0.0, "cutmix": 0.0, "erase": 0.0}, {"scale": "tiny"}),
 }
 BASE = {"vivit": Row({**MOTION, "epochs": 10}, {"scale": "base"})}
+# On colours the pretrained trunk learns the places by heart, too: 0.547 / 0.560 on fold 0.
 LITE0: dict[str, Any] = {"backbone": "efficientnet_lite0"}
+TUNED: dict[str, Any] = {**MOTION, "epochs": 10, "lr": 3e-4}
 PRETRAINED = {
-    "late_fusion": Row({"frames": 8, "epochs": 10}, LITE0),
-    "early_fusion": Row({"frames": 8, "epochs": 20}, LITE0),
-    "cnn_lstm": Row({"frames": 8, "epochs": 10}, LITE0),
-    "cnn_mamba": Row({"frames": 8, "epochs": 10}, LITE0),
+    name: Row(TUNED, LITE0) for name in ("late_fusion", "single_frame", "early_fusion", "cnn_lstm", "cnn_mamba")
 }
 
 
@@ -138,6 +137,8 @@ def main(
     shards: Path, out: Path, names: str | None, lite0: Path | None, base: bool, jobs: int, table: bool
 ) -> None:
     """Train and judge what is not done yet, and put the tables together."""
+    if base and lite0:
+        raise click.UsageError("--base and --lite0 are two tables: give one of them")
     rows = PRETRAINED if lite0 else BASE if base else SCRATCH
     planned = plan(rows, shards, out, lite0, 1 if base else FOLDS)
     for name in [] if table else (names.split(",") if names else rows):

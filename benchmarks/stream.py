@@ -10,7 +10,8 @@ loader gets them in its own form (`benchmarks/loaders.py`; `webdataset` reads ou
 process of its own, peers in the environment of `--peers`. They take turns, an epoch each, on files that are read
 into the page cache first; the median of the rounds is quoted, with the least and the most. Ratios are taken round
 by round. The limit is a bare NumPy gather from a mapped array into a reused buffer; that of a codec, its decoder
-alone on two threads over our shards in order. The workers of ours are threads.
+alone on two threads over our shards in order. The workers of ours are threads,
+beside the loop's own, which helps while it waits for a batch.
 
 Then: an epoch of raw shards that are on disk alone, against reading their bytes from end to end; and every n-th
 video decoded on the fly by decord2 in a `DataLoader`. Asks for about 8 times `--gigabytes` of disk.
@@ -201,7 +202,8 @@ def prepare(name: str, folder: Path, python: str) -> tuple[Path, str]:
 def best_contender(name: str, python: str, folder: Path, stack: ExitStack) -> Contender:
     """The loader with the number of workers with which its second epoch is fastest."""
     best: tuple[float, Contender] | None = None
-    for workers in (0,) if name in NO_WORKERS else (2,) if name in TWO_WORKERS else (0, 1, 2):
+    none, two = name in NO_WORKERS, name in TWO_WORKERS
+    for workers in (0,) if none else (2,) if two else (1, 2) if name in OURS else (0, 1, 2):
         contender = Contender(name, python, folder, workers)
         stack.callback(contender.close)
         try:

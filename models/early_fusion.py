@@ -33,7 +33,8 @@ class EarlyFusion(FrameFamily):
     def forward(self, clips: Tensor) -> Tensor:
         """[B, T, C, H, W] → logits [B, K]."""
         check_length(clips, self.num_frames, "early_fusion")
-        x = clips.flatten(1, 2)  # [B, T·C, H, W]
+        # [B, T·C, H, W] in one copy, channels last in memory: `flatten` makes one, and the convolution another.
+        x = clips.permute(0, 3, 4, 1, 2).flatten(3).permute(0, 3, 1, 2)
         logits: Tensor = self.head(self.trunk(x))
         return logits
 

@@ -28,7 +28,12 @@ class OverlongError(OSError):
 
 def open_plain(path: Path | str) -> BufferedReader:
     """A file to read, which is one: a pipe would be waited for, a device never ends. Raises `OSError`."""
-    return os.fdopen(_opened(path)[0], "rb")
+    descriptor, _ = _opened(path)
+    try:
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def _opened(path: Path | str) -> tuple[int, int]:

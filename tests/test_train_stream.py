@@ -4,7 +4,8 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from streams import SIZE, contents, held, resident_bytes, stream_of
+from streams import SIZE, LateShards, contents, held, resident_bytes, stream_of
 
 from pipeline.errors import UserError
 from pipeline.shards import get_format
@@ -150,6 +151,40 @@ def test_closing_in_the_middle_ends_the_iterator_and_the_thread(small_set: Path)
     stream.close()
     assert threading.active_count() == before
     assert len(list(batches)) <= BUFFERS
+
+
+def test_closing_while_an_epoch_begins_ends_it(small_set: Path) -> None:
+    index = read_set(small_set).split("train")
+    stream: ClipStream
+
+    class ClosedMeanwhile(LateShards):
+        def fetch(self, order: Sequence[int]) -> None:
+            super().fetch(order)
+            closing.start()
+            closing.join(0.05)  # it waits until the epoch has begun
+
+    stream = ClipStream(index, frames_per_clip=SIZE, batch_size=5, shards=ClosedMeanwhile(index))
+    closing = threading.Thread(target=stream.close)
+    assert len(list(stream.epoch(0))) <= BUFFERS
+    closing.join()
+    with pytest.raises(RuntimeError, match="closed"):
+        next(stream.epoch(1))
+
+
+def test_a_thread_that_cannot_start_ends_the_epoch_and_spoils_no_other(
+    small_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with ClipStream(read_set(small_set).split("train"), frames_per_clip=SIZE, batch_size=5, threads=2) as stream:
+        whole = [samples for samples, _ in contents(stream, 1)]
+        with monkeypatch.context() as patch:
+            patch.setattr(ThreadPoolExecutor, "submit", fail)
+            with pytest.raises(RuntimeError, match="new thread"):
+                list(stream.epoch(0))
+        assert not list(stream._gatherer._left)
+        assert [samples for samples, _ in contents(stream, 1)] == whole
 
 
 def test_a_second_epoch_at_the_same_time_is_refused(small_set: Path) -> None:

@@ -80,8 +80,10 @@ class Gatherer:
         jobs = list(zip(rows, shards, samples.tolist(), starts.tolist(), strict=False))
         # Each thread takes the next one: a task for every clip would cost as much as copying it.
         left = self._left = iter(jobs)
-        others = [self._pool.submit(self._work, left) for _ in range(min(self._threads, len(jobs)) - 1)]
+        others = []
         try:
+            for _ in range(min(self._threads, len(jobs)) - 1):
+                others.append(self._pool.submit(self._work, left))
             self._work(left)
         finally:
             self._left = iter(())
@@ -94,8 +96,8 @@ class Gatherer:
             raise failed
 
     def help(self) -> None:
-        """Copy or decode clips of the batch that another thread's `fill` is at, until none is left. What goes
-        wrong is raised by that `fill`."""
+        """Copy or decode clips that another thread's `fill` is at, until none of them is left: a batch, or the
+        part of a large one whose shards are open. What goes wrong is raised by that `fill`."""
         with self._helping:
             try:
                 self._work(self._left)

@@ -5,6 +5,7 @@ of the model: no worker processes, no pickling, no allocation. Compressed shards
 by several threads. Who has to wait for a batch helps to fill it. Frames stay uint8 until they are on the device.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ class ClipStream:
     `weights`: "balanced", or one for each sample of the index: clips are then drawn with replacement, so that an
     epoch has as many clips as ever, but not each of them once.
     `repeats`: so many clips of each sample in the same batch (repeated augmentation).
-    `threads`: that fill a batch together; by default, one copies raw frames, and all processors decode others.
+    `threads`: that fill a batch together; by default, one copies raw frames, and all processors decode others. A
+    caller who waits for a batch helps them.
     `shards`: brings shards that lie elsewhere. Epoch 0 is then shuffled over a moving window of shards instead of
     all of them, so that it can start when the first are there; `say` is told so. It is closed with the stream.
     Raises `ValueError` for options that make no sense, `UserError` where batches do not fit into this machine's
@@ -132,6 +134,7 @@ class ClipStream:
         self._epoch, self._done = 0, 0  # the epoch at hand or to come, and how many of its clips are done
         self._goes_on = False  # the next epoch begins there: a state was loaded
         self._closed = False
+        self._starting = threading.RLock()  # an epoch, while another thread closes the stream
         self._source, self._say = shards, say
         self._windowed = shards is not None  # the order of epoch 0, or of the one that a loaded state began
         self._filler: Filler | None = None
@@ -248,17 +251,7 @@ class ClipStream:
         parts = [rank_part(begin, stop, self.rank, self.ranks, self.unit) for begin, stop in pairwise(bounds)]
         if any(-(-(stop - begin) // self.unit) < self.ranks for begin, stop in pairwise(bounds)):
             raise ValueError(f"the last batches have fewer clips than {self.ranks} ranks; use drop_last")
-        if self._source is not None and parts:
-            self._source.fetch(self._shards_in_order(clips, parts))
-
-        def fill(buffer: Buffer, number: int) -> Filled:
-            samples = clips.sample[parts[number]]
-            self._gatherer.fill(buffer.rows, samples, clips.start[parts[number]])
-            labels = torch.from_numpy(self.index.label[samples])
-            return buffer.send(labels), torch.from_numpy(samples), buffer
-
-        interrupt = self._source.interrupt if self._source else lambda: None
-        filler = self._filler = Filler(fill, range(len(parts)), self._buffers, interrupt)
+        filler = self._start_filling(clips, parts)
         try:
             for (begin, stop), part in zip(pairwise(bounds), parts, strict=True):
                 if (got := self._next(filler)) is None:
@@ -271,6 +264,23 @@ class ClipStream:
             filler.stop()
             if self._filler is filler:
                 self._filler = None
+
+    def _start_filling(self, clips: Clips, parts: list[slice]) -> Filler:
+        """Raises `RuntimeError` where the stream has been closed meanwhile."""
+
+        def fill(buffer: Buffer, number: int) -> Filled:
+            samples = clips.sample[parts[number]]
+            self._gatherer.fill(buffer.rows, samples, clips.start[parts[number]])
+            labels = torch.from_numpy(self.index.label[samples])
+            return buffer.send(labels), torch.from_numpy(samples), buffer
+
+        interrupt = self._source.interrupt if self._source else lambda: None
+        with self._starting:
+            self._check_free()
+            if self._source is not None and parts:
+                self._source.fetch(self._shards_in_order(clips, parts))
+            self._filler = Filler(fill, range(len(parts)), self._buffers, interrupt)
+            return self._filler
 
     def _next(self, filler: Filler) -> Filled | None:
         began = time.perf_counter()
@@ -289,11 +299,15 @@ class ClipStream:
         return [int(shard) for shard in shards[np.argsort(first)]]
 
     def close(self) -> None:
-        """Stop all threads, let go of all shards and buffers. An iterator that is still held ends."""
-        self._closed = True
-        if self._filler is not None:
-            self._filler.stop()
-            self._filler = None
+        """Stop all threads, let go of all shards and buffers. An iterator that is still held ends.
+
+        Not for a signal handler, which may have interrupted a copy that this waits for: let it raise instead.
+        """
+        with self._starting:
+            self._closed = True
+            filler, self._filler = self._filler, None
+        if filler is not None:
+            filler.stop()
         if self._source is not None:
             self._source.close()
         self._gatherer.close()

@@ -23,7 +23,7 @@ from pipeline.shards.sidecar import SHARD, Broken, Sample, Sidecar, parse_sideca
 SIDECAR = ".json"
 BUILDING = ".building"  # there while a build runs, and after one that was stopped
 OWN_SIDECAR = re.compile(r"(?:train|val|test)-[0-9]{6}\.json")
-CHECKED_AT_ONCE = 256  # sidecars
+CHECKED_AT_ONCE = 64  # sidecars
 STALE = ".stale"  # shards that are rewritten while others still copy from them, by SHA-256
 
 
@@ -162,11 +162,11 @@ def sidecars(folder: Folder, recipe: Recipe, under: str = "") -> Iterator[Sideca
             raise UserError(f"{folder}/{path}: cannot be read: {error}") from error
 
     texts = zip(paths, ask_each(folder, read, paths), strict=True)
-    while some := list(itertools.islice(texts, CHECKED_AT_ONCE)):
-        parsed = {path: _parse(folder, path, text, recipe) for path, text in some if text is not None}
-        if impossible := find_impossible(list(parsed.values()), recipe):
-            raise UserError(f"{folder}/{list(parsed)[impossible[0]]}: {impossible[1]}")
-        yield from parsed.values()
+    parsed = ((path, _parse(folder, path, text, recipe)) for path, text in texts if text is not None)
+    while some := dict(itertools.islice(parsed, CHECKED_AT_ONCE)):
+        if impossible := find_impossible(list(some.values()), recipe):
+            raise UserError(f"{folder}/{list(some)[impossible[0]]}: {impossible[1]}")
+        yield from some.values()
 
 
 def _parse(folder: Folder, path: str, text: str, recipe: Recipe) -> Sidecar:

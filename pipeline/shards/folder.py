@@ -295,7 +295,7 @@ class LocalFolder:
     def _own(self, name: str) -> str:
         """The path of a file or folder of the set. Raises `Foreign` where it is something else, or a link leads
         out of the set; `FileNotFoundError`."""
-        path = str(self.root)  # no `Path` on the way: asked of every sidecar of a large set
+        path = str(self.root).rstrip("/")  # no `Path` on the way: asked of every sidecar of a large set
         for part in name.split("/"):
             path = f"{path}/{part}"
             mode = os.lstat(path).st_mode

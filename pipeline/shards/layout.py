@@ -23,7 +23,7 @@ def check_place(sidecar: Sidecar, stem: str, recipe: Recipe) -> None:
 
 
 def check_layout(sidecar: Sidecar, recipe: Recipe) -> None:
-    """Raises `UserError` for the first sample that `find_impossible` finds."""
+    """Raises `UserError` for a sample that `find_impossible` finds."""
     if impossible := find_impossible([sidecar], recipe):
         raise UserError(impossible[1])
 
@@ -31,6 +31,7 @@ def check_layout(sidecar: Sidecar, recipe: Recipe) -> None:
 def find_impossible(sidecars: Sequence[Sidecar], recipe: Recipe) -> tuple[int, str] | None:
     """A sample that is longer than the recipe allows, has another number of chunks or checksums than its frames
     need, ends behind its shard's end, or shares bytes with another: the place of its sidecar, and what is wrong.
+    Of several, one with the problem that is looked for first.
 
     Many sidecars at once: arrays of a hundred samples take as long as those of thousands.
     """

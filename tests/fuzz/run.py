@@ -66,7 +66,8 @@ class Watch:
         self._count += 1
         self._tell(now)
         if now > self._stop:
-            self._clear()  # 45 MB, of memory where /dev/shm is
+            with suppress(OSError):
+                self._clear()  # 45 MB, of memory where /dev/shm is
             os._exit(0)
 
     def _keep(self, kind: str, data: bytes) -> None:
