@@ -22,7 +22,7 @@ def made_sidecars(draw: st.DrawFn) -> Sidecar:
     for place, frames in enumerate(draw(st.lists(st.integers(1, 8), max_size=4))):
         samples.append(Sample(f"key{place}", "video", "label", "group", "0" * 64, frames, stop))
         stop += frames * FRAME + draw(st.integers(0, 3))
-    if samples and draw(st.booleans()):
+    if draw(st.booleans()) and samples:
         place = draw(st.integers(0, len(samples) - 1))
         name, value = draw(st.sampled_from([*EVIL.items(), ("offset", 10)]))  # the last is where the first one is
         samples[place] = replace(samples[place], **{name: value})
