@@ -2,6 +2,7 @@
 
 import io
 import json
+import mmap
 import subprocess
 import tarfile
 from collections import defaultdict
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 from conftest import SMALL, build, frames_by_video, set_bytes
@@ -21,6 +23,7 @@ from pipeline.recipe import Recipe
 from pipeline.shards import get_format
 from pipeline.shards.codec import get_codec, jpeg_size
 from pipeline.shards.index import read_set
+from pipeline.shards.webdataset import will_need
 
 LOSSLESS = [("webdataset", "zstd"), ("zarr", "raw"), ("zarr", "zstd")]
 ALL = [("webdataset", "raw"), *LOSSLESS, ("webdataset", "jpeg")]
@@ -67,6 +70,31 @@ def test_a_clip_is_a_slice_of_the_sample(
                     out = np.empty((length, 32, 32, 3), np.uint8)
                     reader.clip(sample, first, out)
                     assert np.array_equal(out, frames[first : first + length])
+
+
+@pytest.mark.parametrize(("shard_format", "codec"), ALL)
+def test_expected_is_what_a_clip_is_read_from_and_a_lie_does_no_harm(
+    labelled_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_format: str, codec: str
+) -> None:
+    recipe = recipe_of(shard_format, codec)
+    build_set(Wanted(labelled_videos, recipe), tmp_path / "set")
+    expected: list[bytes] = []
+
+    def remember(data: mmap.mmap, start: int, stop: int) -> None:
+        will_need(data, start, stop)
+        expected.append(data[start:stop])
+
+    monkeypatch.setattr(f"pipeline.shards.{shard_format}.will_need", remember)
+    for sidecar in read_set(tmp_path / "set").sidecars:
+        with get_format(shard_format).open(tmp_path / "set" / sidecar.shard, recipe) as reader:
+            for sample in sidecar.samples:
+                reader.expect(sample, 0, sample.frames)
+                chunks = -(-(sample.frames + reader.skipped(sample)) // get_codec(recipe).chunk)
+                assert all(bytes(reader.stored(sample, number)) in expected[-1] for number in range(chunks))
+                reader.expect(sample, sample.frames - 1, 1)
+                last = reader.frames(sample)[-1] if codec == "raw" else reader.stored(sample, chunks - 1)
+                assert bytes(last) in expected[-1]
+                reader.expect(msgspec.structs.replace(sample, offset=2**62), 0, 2**62)
 
 
 @pytest.mark.parametrize("codec", ["raw", "zstd"])

@@ -78,6 +78,7 @@ class Gatherer:
     def _fill(self, rows: Sequence[Frames], samples: Ints, starts: Ints) -> None:
         shards = map(self._shard, self._index.shard[samples].tolist())  # opened here: the threads share them
         jobs = list(zip(rows, shards, samples.tolist(), starts.tolist(), strict=False))
+        self._expect(jobs)
         # Each thread takes the next one: a task for every clip would cost as much as copying it.
         left = self._left = iter(jobs)
         others = []
@@ -94,6 +95,16 @@ class Gatherer:
             other.result()
         if failed is not None:
             raise failed
+
+    def _expect(self, jobs: Sequence[Job]) -> None:
+        """Have clips that are used for the first time fetched from disk all at once, while the first are copied.
+        Not where frames are spread over a whole sample, which may be long."""
+        for _, shard, sample, start in jobs:
+            if not self._first_use.done[sample]:
+                entry = self._index.samples[sample]
+                chosen = clip_frames(entry.frames, self._sampling, start)
+                if isinstance(chosen, slice):
+                    shard.reader.expect(entry, chosen.start, chosen.stop - chosen.start)
 
     def help(self) -> None:
         """Copy or decode clips that another thread's `fill` is at, until none of them is left: a batch, or the

@@ -66,6 +66,10 @@ class ShardReader(Protocol):
         """
         ...
 
+    def expect(self, sample: Sample, first: int, count: int) -> None:
+        """`count` frames from `first` on will be read soon: the system may fetch them from the disk meanwhile."""
+        ...
+
     def chunks(self, sample: Sample) -> Iterable[memoryview]:
         """The sample as it is encoded, where its chunks are its own."""
         ...

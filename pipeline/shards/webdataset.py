@@ -194,6 +194,14 @@ class TarReader:
             except ValueError as error:
                 raise UserError(f"{self._path}: {sample.key} is damaged: {error}") from error
 
+    def expect(self, sample: Sample, first: int, count: int) -> None:
+        """See `pipeline.shards.ShardReader.expect`."""
+        chunk, sizes = self._codec.chunk, sample.sizes
+        start, stop = first * self._frame_bytes, (first + count) * self._frame_bytes
+        if not self._raw:
+            start, stop = sum(sizes[: first // chunk]), sum(sizes[: -(-(first + count) // chunk)])
+        will_need(self._map, sample.offset + start, sample.offset + stop)
+
     def chunks(self, sample: Sample) -> Iterator[memoryview]:
         """See `pipeline.shards.ShardReader.chunks`."""
         self._check(sample)
@@ -278,6 +286,13 @@ def map_file(path: Path) -> mmap.mmap:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
+
+
+def will_need(data: mmap.mmap, start: int, stop: int) -> None:
+    """Let the system fetch these bytes of a map, as far as there are any, from the disk in the background."""
+    begin, end = start // mmap.PAGESIZE * mmap.PAGESIZE, min(stop, len(data))
+    if begin < end:
+        data.madvise(mmap.MADV_WILLNEED, begin, end - begin)
 
 
 def unreadable(path: Path, error: OSError | ValueError) -> UserError:

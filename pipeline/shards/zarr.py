@@ -25,7 +25,7 @@ from pipeline.shards import Frames, Mark, ShardReader, ShardWriter
 from pipeline.shards.codec import Raw, decode_part, get_codec
 from pipeline.shards.description import Description, decode
 from pipeline.shards.sidecar import Count, Place, Sample, crc32c
-from pipeline.shards.webdataset import map_file, unreadable
+from pipeline.shards.webdataset import map_file, unreadable, will_need
 
 GROUP = "frames.zarr"
 META = "zarr.json"
@@ -234,6 +234,13 @@ class ArrayReader:
                 decode_part(self._codec, chunk, length, sample.offset + first, out)
             except ValueError as error:
                 raise UserError(f"{self._path}: {sample.key} is damaged: {error}") from error
+
+    def expect(self, sample: Sample, first: int, count: int) -> None:
+        """See `pipeline.shards.ShardReader.expect`."""
+        begin, stop = sample.offset + first, sample.offset + first + count
+        wanted = self._index[begin // self._codec.chunk : -(-stop // self._codec.chunk)]
+        if len(wanted):
+            will_need(self._map, int(wanted[:, 0].min()), int(wanted.sum(axis=1).max()))
 
     def chunks(self, sample: Sample) -> Iterator[memoryview]:
         """See `pipeline.shards.ShardReader.chunks`: two samples may share one, so there are none to give."""
