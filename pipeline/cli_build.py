@@ -187,6 +187,8 @@ def _check_built(source: Path | str, summary: dict[str, Any], *, strict: bool) -
 def _print_estimate(out: Path | str, found: "Estimate", as_json: bool) -> None:
     from dataclasses import asdict
 
+    for message in found.warnings:
+        warn(message)
     if as_json:
         print_json(asdict(found))
         return

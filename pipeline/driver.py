@@ -139,11 +139,7 @@ def build_set(
         rejected=sum(shard.rejected for shard in built),
         shards_written=len(built),
         shards_kept=len(todo.names) - len(built),
-        warnings=(
-            *split_warnings(videos, asked),
-            *group_warnings(videos, wanted.group_by, drawn=bool(asked)),
-            *_troubles(built),
-        ),
+        warnings=(*_warnings(wanted, videos, asked), *_troubles(built)),
     )
 
 
@@ -151,9 +147,10 @@ def estimate_set(
     wanted: Wanted, root: Path | str, *, workers: int = 0, overwrite: bool = False, stage: Stage = no_stage
 ) -> Estimate:
     """What `build_set` would make and take. Makes and removes nothing. Raises `UserError` as it does."""
-    videos, _ = _videos(wanted)
+    videos, asked = _videos(wanted)
     standing = look_at_set(_folder(root), wanted.recipe, overwrite=overwrite)
-    return estimate(videos, _plan(wanted, videos, standing, stage), wanted.recipe, workers)
+    found = estimate(videos, _plan(wanted, videos, standing, stage), wanted.recipe, workers)
+    return replace(found, warnings=_warnings(wanted, videos, asked))
 
 
 def _folder(place: Path | str) -> Folder:
@@ -169,6 +166,10 @@ def _videos(wanted: Wanted) -> tuple[list[Video], dict[str, float]]:
     )
     asked = {} if any(video.split for video in videos) else {"val": wanted.val, "test": wanted.test}
     return assign_splits(videos, wanted.val, wanted.test, wanted.split_seed), asked
+
+
+def _warnings(wanted: Wanted, videos: list[Video], asked: dict[str, float]) -> tuple[str, ...]:
+    return *split_warnings(videos, asked), *group_warnings(videos, wanted.group_by, drawn=bool(asked))
 
 
 def _plan(wanted: Wanted, videos: list[Video], standing: Standing, stage: Stage) -> Plan:

@@ -27,7 +27,8 @@ START_SECONDS = 2.0  # until a cluster of this machine is there
 
 @dataclass(frozen=True)
 class Estimate:
-    """A build before it is made. `seconds` and `decode` are of this run: what stands already is not made again."""
+    """A build before it is made. `seconds` and `decode` are of this run: what stands already is not made again;
+    `warnings` are those that the build will end with."""
 
     videos: int
     unreadable: int
@@ -37,6 +38,7 @@ class Estimate:
     bytes: int
     shards: int
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 def estimate(videos: Sequence[Video], todo: Plan, recipe: Recipe, workers: int) -> Estimate:

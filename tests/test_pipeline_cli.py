@@ -142,6 +142,7 @@ def test_a_dry_run_counts_what_the_build_then_makes_and_writes_nothing(
     assert (foreseen["frames"], foreseen["shards"]) == (made["frames"], made["shards"])
     assert (foreseen["videos"], foreseen["unreadable"], foreseen["decode"]) == (9, 1, 9)
     assert foreseen["bytes"] == pytest.approx(made["bytes"], rel=near)
+    assert foreseen["warnings"] and foreseen["warnings"] == made["warnings"]
     again = json.loads(prep(*build, "--dry-run").stdout)
     assert (again["decode"], again["seconds"]) == (0, 0)
     assert_one_clear_line(prep(*build, "--dry-run", "--fps", 10), 2, "this run asks for fps=10, not 5")
