@@ -80,13 +80,13 @@ def _attend(qkv: Tensor) -> Tensor:
 class TemporalEncoder(nn.Module):
     """The second transformer of a factorised encoder (the paper's model 2): one token for each time step."""
 
-    def __init__(self, scale: Scale, steps: int) -> None:
+    def __init__(self, scale: Scale, steps: int, position_std: float) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, scale.width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + steps, scale.width))
         self.blocks = nn.Sequential(*(Block(scale, gelu=GELU) for _ in range(scale.depth)))
         self.norm = nn.LayerNorm(scale.width, EPS)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=position_std)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] → [B, D]."""
@@ -102,6 +102,8 @@ class ViViT(Transformer):
     `attention`: one of ATTENTIONS; the factorised encoder has `temporal_depth` blocks over time after those over
     space. `embedding`: "tubelet" of two frames, or "uniform" sampling, where every frame has its own patches.
     `inflation`: how a picture's patch kernel becomes a tubelet's, "central_frame" or "average".
+    `position_std`: the deviation of the first positions. 0.02 is ViT's, tokens of normalised frames have 0.3 or
+    so; a model without weights learns order far sooner when positions are as loud as that.
     """
 
     source = "Arnab et al. 2021, arXiv 2103.15691"
@@ -120,6 +122,7 @@ class ViViT(Transformer):
         drop_path: float = 0.0,
         temporal_depth: int = 4,
         inflation: str = "central_frame",
+        position_std: float = 0.02,
     ) -> None:
         if attention not in ATTENTIONS:
             raise ValueError(f"vivit has no attention {attention!r}; there are {', '.join(ATTENTIONS)}")
@@ -127,18 +130,23 @@ class ViViT(Transformer):
             raise ValueError(f"vivit has no embedding {embedding!r}; there are {', '.join(TUBELETS)}")
         if temporal_depth < 1:
             raise ValueError(f"vivit needs a temporal_depth of at least 1, got {temporal_depth}")
+        if not position_std > 0:
+            raise ValueError(f"vivit needs a position_std above 0, got {position_std}")
         tubelet = TUBELETS[embedding]
         super().__init__(
             num_frames=num_frames, size=size, in_channels=in_channels, tubelet=tubelet, inflation=inflation
         )
         chosen = find_scale(scale)
         self.patch_embed = TubeletEmbedding(chosen.width, in_channels, tubelet)
-        self._make_encoder(chosen, attention, drop_path, temporal_depth)
+        self._make_encoder(chosen, attention, drop_path)
+        self.temporal: TemporalEncoder | None = None
+        if attention == "factorised_encoder":
+            self.temporal = TemporalEncoder(chosen._replace(depth=temporal_depth), self.grid[0], position_std)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(chosen.width, num_classes)
-        self._init_weights()
+        self._init_weights(position_std)
 
-    def _make_encoder(self, scale: Scale, attention: str, drop_path: float, temporal_depth: int) -> None:
+    def _make_encoder(self, scale: Scale, attention: str, drop_path: float) -> None:
         T, H, W = self.grid
         with_class = attention in ("joint", "factorised_encoder")
         positions = H * W if attention == "factorised_encoder" else T * H * W
@@ -154,13 +162,10 @@ class ViViT(Transformer):
                 blocks[-1].attn = FactorisedAttention(scale.width, scale.heads, T)
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(scale.width, EPS)
-        self.temporal: TemporalEncoder | None = None
-        if attention == "factorised_encoder":
-            self.temporal = TemporalEncoder(scale._replace(depth=temporal_depth), T)
 
-    def _init_weights(self) -> None:
+    def _init_weights(self, position_std: float) -> None:
         self.apply(init_linear)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=position_std)
         init_head(self.head)
         for block in self.blocks:
             if isinstance(block, FactorisedBlock):  # starts as the model of pictures that its other weights may be

@@ -184,6 +184,7 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
         ("videomae", {"drop_path": -0.1}, "drop_path is at least 0 and less than 1"),
         ("videomae", {"drop_path": float("nan")}, "drop_path is at least 0 and less than 1"),
         ("vivit", {"attention": "factorised_encoder", "temporal_depth": 0}, "a temporal_depth of at least 1"),
+        ("vivit", {"position_std": 0.0}, "a position_std above 0"),
         ("videomae", {"scale": "huge"}, "no scale is called 'huge'; there are micro"),
     ],
 )
@@ -191,6 +192,12 @@ def test_what_a_family_cannot_take_is_refused(name: str, options: dict[str, Any]
     fitting: dict[str, Any] = {"num_classes": 2, "num_frames": 4, "size": (64, 48), "scale": "micro"}
     with pytest.raises(ValueError, match=words):
         build_model(name, **(fitting | options))
+
+
+def test_positions_start_as_far_apart_as_asked() -> None:
+    model = small("vivit", {"attention": "factorised_encoder", "position_std": 0.5})
+    positions = torch.cat([model.get_parameter(f"{part}pos_embed").flatten() for part in ("", "temporal.")])
+    assert positions.std().item() == pytest.approx(0.5, rel=0.1)
 
 
 def test_other_clips_are_refused() -> None:
