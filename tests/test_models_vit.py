@@ -185,6 +185,7 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
         ("videomae", {"drop_path": float("nan")}, "drop_path is at least 0 and less than 1"),
         ("vivit", {"attention": "factorised_encoder", "temporal_depth": 0}, "a temporal_depth of at least 1"),
         ("vivit", {"position_std": 0.0}, "a position_std above 0"),
+        ("videomae", {"patch_gain": 0.0}, "a patch_gain above 0"),
         ("videomae", {"scale": "huge"}, "no scale is called 'huge'; there are micro"),
     ],
 )
@@ -198,6 +199,12 @@ def test_positions_start_as_far_apart_as_asked() -> None:
     model = small("vivit", {"attention": "factorised_encoder", "position_std": 0.5})
     positions = torch.cat([model.get_parameter(f"{part}pos_embed").flatten() for part in ("", "temporal.")])
     assert positions.std().item() == pytest.approx(0.5, rel=0.1)
+
+
+def test_patches_start_as_much_fainter_as_asked() -> None:
+    plain, faint = (small("videomae", {"patch_gain": gain}).state_dict() for gain in (1.0, 0.25))
+    for name, tensor in plain.items():
+        assert torch.equal(faint[name], tensor * (0.25 if name == "patch_embed.proj.weight" else 1))
 
 
 def test_other_clips_are_refused() -> None:
