@@ -59,8 +59,8 @@ class VideoMAE(Transformer):
     """ViT on tubelets, the mean of its tokens, a linear head: 86,228,738 parameters for the base scale, 2 classes.
 
     `inflation`: how a picture's patch kernel becomes a tubelet's, "central_frame" or "average".
-    `patch_gain`: a factor on that kernel's first weights. With 1, patches are as loud as their fixed positions; with
-    0.3, a model without weights learns order far sooner.
+    `patch_gain`: a factor on that kernel's first weights. With 1, patches are as loud as their fixed positions;
+    with 0.3, a model without weights learns order far sooner.
     """
 
     source = "Tong et al. 2022, arXiv 2203.12602"
