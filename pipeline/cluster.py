@@ -158,6 +158,10 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster
 
+    # What they log of a lost connection is pages, some of it after a cluster is closed that was told to be silent;
+    # the one line is `WorkFailed`, or that of who stopped the build.
+    for name in ("distributed.client", "distributed.batched"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if scheduler is not None:
         try:
             client = Client(scheduler, timeout=CONNECT_SECONDS)
@@ -166,8 +170,6 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
                 f"--scheduler {scheduler}: no Dask scheduler answers there ({error}); "
                 "start one with `dask scheduler`, or leave the option out"
             ) from error
-        # What it logs of a lost connection is pages; the one line is `WorkFailed`.
-        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         with client:
             yield client
         return
