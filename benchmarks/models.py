@@ -35,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import build_model
 from models.scan import selective_scan
+from train.allocator import keep_freed_memory
 from train.compute import Compute, choose_compute
 from train.optim import make_optimizer
 
@@ -146,7 +147,8 @@ def scan_pair(peer: Scan, limit: float, batch: int, length: int) -> Pair:
 
 
 def scan_step(scan: Scan, batch: int, length: int) -> Step:
-    """On the same numbers for every scan."""
+    """On the same numbers for every scan, and with freed memory kept for each: what is measured is the scan."""
+    keep_freed_memory()
     u, raw, grad = (torch.randn(batch, length, 1024) for _ in range(3))
     b, c = torch.randn(2, batch, length, 16)
     a = -torch.arange(1.0, 17).repeat(1024, 1)

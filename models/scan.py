@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from models.precision import full_precision
 
-CHUNK = 16  # steps at a time: decays and states of one sample (D = 1024, N = 16) then fit a core's cache
+SAMPLES, CHUNK = 4, 16  # at a time: few enough for a cache (D = 1024, N = 16: 4 MiB), enough for threads
 LOG2_E = math.log2(math.e)
 
 
@@ -76,82 +76,95 @@ def doubling_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> 
 
 
 def blocked_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """One sample and CHUNK steps at a time, in the cache; the backward pass makes the states anew."""
-    y: Tensor = _BlockedScan.apply(u, delta, a, b, c)  # type: ignore[no-untyped-call]
+    """SAMPLES samples and CHUNK steps at a time, in the cache. Decays and states are kept for the backward pass if
+    the sequence is one chunk, else made anew there."""
+    keep = torch.is_grad_enabled() and u.shape[1] <= CHUNK
+    y: Tensor = _BlockedScan.apply(u, delta, a, b, c, keep)  # type: ignore[no-untyped-call]
     return y
 
 
 class _BlockedScan(torch.autograd.Function):
-    """Between the passes only the state at the start of each chunk is kept, [B, chunks, N, D].
+    """Between the passes the state at the start of each chunk is kept, [B, chunks, N, D], and where `keep` is true
+    each block's decays and states.
 
     Inside, D is the last dimension and exp is a power of two: both are what a CPU's vector units like.
     """
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    def forward(ctx: Any, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, keep: bool) -> Tensor:
         rate = (a.t() * LOG2_E).contiguous()  # [N, D]
         given = delta * u
         y = torch.empty_like(u, memory_format=torch.contiguous_format)
-        chunks = _chunks(u.shape[1])
+        chunks = _slices(u.shape[1], CHUNK)
         starts = u.new_zeros(len(u), len(chunks), *rate.shape)
-        decay, states = _buffers(u, rate)
-        for sample in range(len(u)):
+        kept: list[Tensor] = []
+        decays, states = _buffers(2, u, rate)
+        for samples in _slices(len(u), SAMPLES):
             for number, steps in enumerate(chunks):
-                here = sample, steps
-                h = states[: steps.stop - steps.start + 1]
-                h[0] = starts[sample, number]
-                _fill(decay, h, delta[here], given[here], rate, b[here])
-                torch.bmm(c[here][:, None], h[1:], out=y[here][:, None])
+                here = samples, steps
+                if keep:
+                    decays, states = _buffers(2, u, rate)
+                decay, h = _run(decays, states, starts[samples, number], delta[here], given[here], rate, b[here])
+                y[here] = torch.einsum("bln,blnd->bld", c[here], h)
                 if number + 1 < len(chunks):
-                    starts[sample, number + 1] = h[-1]
-        ctx.save_for_backward(u, delta, rate, b, c, starts)
+                    starts[samples, number + 1] = h[:, -1]
+                if keep:
+                    kept += decay, h
+        ctx.save_for_backward(u, delta, rate, b, c, starts, *kept)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
-        u, delta, rate, b, c, starts = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        u, delta, rate, b, c, starts, *kept = ctx.saved_tensors
         dy, given = dy.contiguous(), delta * u
         d_given, d_delta, d_rate = torch.empty_like(given), torch.empty_like(given), torch.zeros_like(rate)
         d_b, d_c = torch.empty_like(b), torch.empty_like(c)
-        decay, states = _buffers(u, rate)
-        grads = torch.empty_like(decay)
-        for sample in range(len(u)):
-            later = torch.zeros_like(rate)  # what the next chunk's first step asks of this one's last state
-            for number, steps in reversed(list(enumerate(_chunks(u.shape[1])))):
-                here, count = (sample, steps), steps.stop - steps.start
-                h, power, g = states[: count + 1], decay[:count], grads[:count]
-                h[0] = starts[sample, number]
-                _fill(power, h, delta[here], given[here], rate, b[here])
-                torch.mul(c[here][:, :, None], dy[here][:, None], out=g)
-                g[-1] += later
-                for t in range(count - 1, 0, -1):
-                    g[t - 1].addcmul_(power[t], g[t])
-                later = power[0] * g[0]
-                torch.bmm(dy[here][:, None], h[1:].transpose(1, 2), out=d_c[here][:, None])
-                torch.bmm(given[here][:, None], g.transpose(1, 2), out=d_b[here][:, None])
-                torch.bmm(b[here][:, None], g, out=d_given[here][:, None])
-                slope = power.mul_(h[:-1]).mul_(g)  # by the exponent Δ·A, [steps, N, D]
-                torch.sum(torch.mul(slope, rate, out=g), 1, out=d_delta[here])
-                d_rate += torch.mul(slope, delta[here][:, None], out=g).sum(0)
+        decays, states, grads, slopes = _buffers(4, u, rate)
+        for samples in reversed(_slices(len(u), SAMPLES)):
+            later = torch.zeros_like(starts[samples, 0])  # what the next chunk asks of this one's last state
+            for number, steps in reversed(list(enumerate(_slices(u.shape[1], CHUNK)))):
+                here, start = (samples, steps), starts[samples, number]
+                if kept:
+                    h, decay = kept.pop(), kept.pop()
+                else:
+                    decay, h = _run(decays, states, start, delta[here], given[here], rate, b[here])
+                g, slope = (buffer[: h.shape[0], : h.shape[1]] for buffer in (grads, slopes))
+                torch.mul(c[here][..., None], dy[here][:, :, None], out=g)
+                g[:, -1] += later
+                for t in range(g.shape[1] - 1, 0, -1):
+                    g[:, t - 1].addcmul_(decay[:, t], g[:, t])
+                later = decay[:, 0] * g[:, 0]
+                d_c[here] = torch.einsum("bld,blnd->bln", dy[here], h)
+                d_b[here] = torch.einsum("bld,blnd->bln", given[here], g)
+                d_given[here] = torch.einsum("bln,blnd->bld", b[here], g)
+                torch.mul(decay, g, out=slope)  # by the exponent Δ·A
+                slope[:, 1:] *= h[:, :-1]
+                slope[:, 0] *= start
+                d_delta[here] = torch.mul(slope, rate, out=g).sum(2)
+                d_rate += slope.mul_(delta[here][:, :, None]).sum((0, 1))
         d_delta = (d_delta / LOG2_E).addcmul_(d_given, u)
-        return d_given * delta, d_delta, d_rate.t(), d_b, d_c
+        return d_given * delta, d_delta, d_rate.t(), d_b, d_c, None
 
 
-def _chunks(length: int) -> list[slice]:
-    return [slice(start, min(start + CHUNK, length)) for start in range(0, length, CHUNK)]
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _buffers(u: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """For decays [steps, N, D] and states [steps + 1, N, D]."""
-    steps = min(CHUNK, u.shape[1])
-    return u.new_empty(steps, *rate.shape), u.new_empty(steps + 1, *rate.shape)
+def _buffers(count: int, u: Tensor, rate: Tensor) -> list[Tensor]:
+    """Memory for a block's decays, states and their gradients, each [SAMPLES, CHUNK, N, D] or less."""
+    block = min(SAMPLES, len(u)), min(CHUNK, u.shape[1])
+    return list(u.new_empty(count, *block, *rate.shape))
 
 
-def _fill(decay: Tensor, h: Tensor, delta: Tensor, given: Tensor, rate: Tensor, b: Tensor) -> None:
-    """Decays [steps, N, D], and states h[1:] from the state h[0] before them."""
-    decay = decay[: len(delta)]
-    torch.mul(delta[:, None], rate, out=decay).exp2_()
-    torch.mul(b[:, :, None], given[:, None], out=h[1:])
-    for t in range(len(delta)):
-        h[t + 1].addcmul_(decay[t], h[t])
+def _run(
+    decay: Tensor, h: Tensor, start: Tensor, delta: Tensor, given: Tensor, rate: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Decays and states of a block, both [B, steps, N, D], from the state before it [B, N, D]."""
+    decay, h = (buffer[: delta.shape[0], : delta.shape[1]] for buffer in (decay, h))
+    torch.mul(delta[:, :, None], rate, out=decay).exp2_()
+    torch.mul(b[..., None], given[:, :, None], out=h)
+    h[:, 0].addcmul_(decay[:, 0], start)
+    for t in range(1, h.shape[1]):
+        h[:, t].addcmul_(decay[:, t], h[:, t - 1])
+    return decay, h

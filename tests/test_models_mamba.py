@@ -28,10 +28,11 @@ def by_definition(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> 
 
 
 def inputs(length: int, step: float = 0.0) -> list[Tensor]:
-    """u, Δ, A, B, C for 2 samples, 6 channels, 4 states; `step` moves Δ."""
+    """u, Δ, A, B, C for 6 channels and 4 states, of one sample more than the blocked form takes at a time; `step`
+    moves Δ."""
     draw = torch.Generator().manual_seed(length)
-    u, raw = (torch.randn(2, length, 6, generator=draw) for _ in range(2))
-    b, c = (torch.randn(2, length, 4, generator=draw) for _ in range(2))
+    u, raw = (torch.randn(scan.SAMPLES + 1, length, 6, generator=draw) for _ in range(2))
+    b, c = (torch.randn(scan.SAMPLES + 1, length, 4, generator=draw) for _ in range(2))
     a = -torch.arange(1.0, 5).repeat(6, 1)
     return [tensor.requires_grad_() for tensor in (u, functional.softplus(raw + step).detach(), a, b, c)]
 
@@ -50,6 +51,14 @@ def relative_errors(form: str, given: list[Tensor]) -> list[float]:
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 64, 100])
 def test_every_form_of_the_scan_is_the_scan_and_so_are_its_gradients(form: str, length: int) -> None:
     assert max(relative_errors(form, inputs(length))) < 1e-5
+
+
+@pytest.mark.parametrize("length", [16, 17])
+def test_the_gradients_of_one_pass_can_be_asked_for_twice(length: int) -> None:
+    given = inputs(length)
+    total = scan.blocked_scan(*given).sum()
+    once, twice = (torch.autograd.grad(total, given, retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, once, twice))
 
 
 @pytest.mark.parametrize("form", FORMS)
