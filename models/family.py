@@ -8,6 +8,10 @@ from torch import Tensor, nn
 from models.origin import Grid, Origin
 
 
+class UnfitClips(ValueError):
+    """A family cannot be made for clips of so many frames, or frames of that size."""
+
+
 class Family(nn.Module):
     """Base of all families. `forward` maps float clips [B, T, C, H, W] to logits [B, K].
 

@@ -6,20 +6,20 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from models.backbones import get_backbone
-from models.family import Family
+from models.family import Family, UnfitClips
 from models.origin import Origin
 
 
 class FrameFamily(Family):
     """A 2D backbone over pictures with `channels` channels; a subclass adds what comes after it.
 
-    Raises `ValueError` for frames that the trunk, which divides by 32, would leave less than two pixels of.
+    Raises `UnfitClips` for frames that the trunk, which divides by 32, would leave less than two pixels of.
     """
 
     def __init__(self, channels: int, size: tuple[int, int], backbone: str) -> None:
         super().__init__()
         if min(size) <= 32:  # batch norm needs more than one pixel of a clip
-            raise ValueError(f"{backbone} needs frames of more than 32 pixels, got {size[0]}×{size[1]}")
+            raise UnfitClips(f"{backbone} needs frames of more than 32 pixels, got {size[0]}×{size[1]}")
         self.channels = channels
         self.trunk = get_backbone(backbone, channels)
 

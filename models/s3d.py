@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.family import Family
+from models.family import Family, UnfitClips
 from models.frames import fit_channels, mlp
 from models.origin import Origin
 
@@ -129,7 +129,7 @@ class S3D(Family):
         width, height = size
         cells = _cells(num_frames, 2) * _cells(width, 4) * _cells(height, 4)
         if cells < 2:  # batch norm needs more than one of a clip
-            raise ValueError(
+            raise UnfitClips(
                 f"s3d needs at least 5 frames of 17 pixels, and either 13 frames or a side of 49 pixels; "
                 f"got {num_frames} frames of {width}×{height}"
             )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.family import Family
+from models.family import Family, UnfitClips
 from models.origin import Grid, Origin
 from models.vit_mend import mend_kernel, mend_positions
 
@@ -181,9 +181,9 @@ class Transformer(Family):
         super().__init__()
         name, (width, height) = type(self).__name__, size
         if num_frames < 1 or num_frames % tubelet:
-            raise ValueError(f"{name} needs a multiple of {tubelet} frames, got {num_frames}")
+            raise UnfitClips(f"{name} needs a multiple of {tubelet} frames, got {num_frames}")
         if min(size) < 1 or width % PATCH or height % PATCH:
-            raise ValueError(f"{name} needs frames of a multiple of {PATCH} pixels, got {width}×{height}")
+            raise UnfitClips(f"{name} needs frames of a multiple of {PATCH} pixels, got {width}×{height}")
         if inflation not in ("central_frame", "average"):
             raise ValueError(f"inflation is central_frame or average, not {inflation!r}")
         self.clip_shape = (num_frames, in_channels, height, width)

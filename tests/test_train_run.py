@@ -110,7 +110,7 @@ def test_a_family_that_takes_no_such_clips_is_listed_with_its_reason(monkeypatch
     monkeypatch.setattr("train.catalog.MODELS", {name: MODELS[name] for name in ("early_fusion", "vivit")})
     taken, refused = json.loads(train("models", "--size", "160x90", "--json").stdout)["models"]
     assert taken["input"] == [16, 3, 90, 160] and refused["model"] == "vivit"
-    assert refused["error"] == "ViViT needs frames of a multiple of 16 pixels, got 160×90"
+    assert refused["error"].startswith("ViViT needs frames of a multiple of 16 pixels, got 160×90: give other")
     assert "ViViT needs frames of a" in train("models", "--size", "160x90").stdout
 
 
@@ -133,6 +133,7 @@ def test_a_family_that_takes_no_such_clips_is_listed_with_its_reason(monkeypatch
         (["models", "--model", "magic"], "no model family is called 'magic'; there are single_frame"),
         (["models", "--model", "s3d", "--option", "depth=1"], "s3d has no option 'depth'"),
         (["models", "--size", "9"], "resnet18 needs frames of more than 32 pixels"),
+        (["run", "--model", "vivit", "--frames", "7"], "a multiple of 2 frames, got 7: give other --frames, or"),
     ],
 )
 def test_mistakes_get_one_clear_line(

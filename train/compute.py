@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models import build_model, build_pretraining
-from models.family import Family
+from models.family import Family, UnfitClips
 from models.weights import Loaded, load_weights
 from pipeline.errors import UserError
 from train.allocator import keep_freed_memory
@@ -118,7 +118,7 @@ def make_model(name: str, **options: Any) -> Family:
     try:
         return build_model(name, **options)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise _refusal(error) from error
 
 
 def make_pretraining(name: str, **options: Any) -> Family:
@@ -126,7 +126,12 @@ def make_pretraining(name: str, **options: Any) -> Family:
     try:
         return build_pretraining(name, **options)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise _refusal(error) from error
+
+
+def _refusal(error: ValueError) -> UserError:
+    way_out = ": give other --frames, or frames of another --size" if isinstance(error, UnfitClips) else ""
+    return UserError(f"{error}{way_out}")
 
 
 def fill_model(path: Path, model: Family, name: str, labels: Sequence[str] | None) -> Loaded:
