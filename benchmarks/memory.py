@@ -8,7 +8,7 @@ built by `prep build-shards`, once with `--workers 0` and once by the worker of 
 the peak is VmHWM of the process that decodes, as Linux counts it. Wanted: less than 10 % apart in the worker,
 under 400 MB.
 
-Last result: see docs/scale.md.
+Last result: docs/scale.md, "Memory of one worker".
 """
 
 import json

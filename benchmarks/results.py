@@ -3,11 +3,12 @@
     prep build-shards ../shared/data/surveillance-fights/videos.csv --out data/fights --size 80
     python benchmarks/results.py data/fights --out runs/results                     # from nothing
     python benchmarks/results.py data/fights --out runs/base --base                # a ViT-B, one fold
-    python benchmarks/results.py data/fights --out runs/lite0 --lite0 efficientnet-lite0-57934424.pth
+    prep build-shards ../shared/data/surveillance-fights/videos.csv --out data/fights112
+    python benchmarks/results.py data/fights112 --out runs/lite0 --models late_fusion,early_fusion --lite0 FILE.pth
 
 A run is a cell of `train compare`, in a folder of its own below --out, and what is done there is kept: a stopped
-command goes on when run again. --models does some families alone, --table none: it shows what is done. Last comes
-the ensemble: the mean of the probabilities of all families that are done.
+command goes on when run again. --models does and shows some families alone; --table trains none. Last comes the
+ensemble: the mean of the probabilities of all families that are shown.
 """
 
 import json
@@ -150,9 +151,10 @@ def main(
         raise click.UsageError("--base and --lite0 are two tables: give one of them")
     rows = PRETRAINED if lite0 else BASE if base else SCRATCH
     planned = plan(rows, shards, out, lite0, 1 if base else FOLDS)
-    for name in [] if table else (names.split(",") if names else rows):
+    wanted = names.split(",") if names else list(rows)
+    for name in [] if table else wanted:
         compare(planned[name], out, jobs=jobs, say=lambda line: click.echo(line, err=True))
-    families = {name: cells for name, cells in planned.items() if done(cells)}
+    families = {name: cells for name, cells in planned.items() if name in wanted and done(cells)}
     found: dict[str, Any] = {}
     for cells in families.values():
         one = compare(cells, out)

@@ -39,7 +39,7 @@ PER_SHARD = 32
 SAMPLE_BYTES = 1_885_000  # 50 frames of 112 pixels with their header and description
 LABELS = [f"class_{number:03}" for number in range(400)]
 # Times smaller than raw frames, measured on real clips (docs/format.md says what the codecs are).
-CODECS = {"raw": 1.0, "lz4": 1.7, "zstd": 2.5, "jpeg": 6.8}
+CODECS = {"raw": 1.0, "zstd": 2.5, "jpeg": 6.8}
 
 Figures = dict[str, float]
 

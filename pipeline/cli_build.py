@@ -20,7 +20,12 @@ DEFAULT_QUALITY = 90
 
 set_argument = click.argument("shards", metavar="[SET]", type=PLACE, default=DEFAULT_SHARDS)
 group_by_option = click.option(
-    "--group-by", metavar="REGEX", help="What of a path names the recording that a clip was cut from."
+    "--group-by",
+    metavar="REGEX",
+    help="What of a path below SRC names the recording that a clip was cut from: its first parentheses, or all.",
+)
+unlabelled_option = click.option(
+    "--unlabelled", is_flag=True, help="SRC has no labels: folders, but for splits, mean nothing."
 )
 
 
@@ -72,7 +77,7 @@ def source_option(when: str, default: Path | None = None) -> Callable[[Any], Any
 @click.option("--test", type=float, default=0.0, help="Share of the groups for test, where SRC names no split.")
 @seed_option("the draw of groups for val and test", name="split_seed")
 @group_by_option
-@click.option("--unlabelled", is_flag=True, help="SRC has no labels: folders, but for splits, mean nothing.")
+@unlabelled_option
 @workers_option(None, "one a core")
 @click.option("--scheduler", metavar="tcp://…", help="Use this running Dask cluster instead.")
 @click.option(

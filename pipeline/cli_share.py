@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli_build import group_by_option, set_argument, source_option, workers_option
+from pipeline.cli_build import group_by_option, set_argument, source_option, unlabelled_option, workers_option
 from pipeline.commands import PLACE, apply_options, json_option
 from pipeline.console import counted, human_bytes, print_json, print_table, printable, progress, warn
 from pipeline.interrupt import resumable
@@ -153,17 +153,18 @@ def _alike_text(about: dict[str, Any]) -> str:
 @click.option("--repair", is_flag=True, help="Build what is damaged again, and nothing else; with --source.")
 @source_option("With --repair: ")
 @group_by_option
+@unlabelled_option
 @workers_option(1)
 @jobs_option
 @json_option
 def verify(
-    shards: Path | str, deep: bool, repair: bool, source: Path | str | None, group_by: str | None, workers: int,
-    jobs: int, as_json: bool,
+    shards: Path | str, deep: bool, repair: bool, source: Path | str | None, group_by: str | None,
+    unlabelled: bool, workers: int, jobs: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Read a whole set, and name every file that is damaged.
 
     SET (default data/shards) may be a URL. Exits with 1 if any file is damaged. To --repair, videos are decoded
-    again: give --source, and --group-by as it was given to build-shards.
+    again: give --source, and --group-by and --unlabelled as they were given to build-shards.
 
     \b
     Examples:
@@ -191,7 +192,9 @@ def verify(
 
         _print_damage(found, err=True)
         with progress("videos") as stage, resumable():
-            repaired = repair_set(found, source, group_by=group_by, workers=workers, stage=stage)
+            repaired = repair_set(
+                found, source, group_by=group_by, labelled=not unlabelled, workers=workers, stage=stage
+            )
         with progress("shards") as stage:
             found = verify_set(shards, deep=deep, jobs=jobs, stage=stage)
     _print_verified(shards, found, repaired, as_json)

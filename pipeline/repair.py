@@ -26,6 +26,7 @@ def repair_set(
     source: Path | str,
     *,
     group_by: str | None = None,
+    labelled: bool = True,
     workers: int = 0,
     time_limit: float = 120.0,
     stage: Stage = no_stage,
@@ -45,9 +46,8 @@ def repair_set(
     recipe = read_recipe(folder)
     around = get_format(recipe.format).around(recipe)
     names = sorted({_stem(damage.file) for damage in found.damage if damage.file not in around})
-    videos = {
-        video.id: video for video in list_videos(source if is_url(source) else Path(source).absolute(), group_by)
-    }
+    place = source if is_url(source) else Path(source).absolute()
+    videos = {video.id: video for video in list_videos(place, group_by, labelled=labelled)}
     sound = {name: sidecar for name, sidecar in found.sidecars.items() if name not in names}
     tasks = [_task(name, found, names, sound, videos) for name in names]
     for name, text in around.items():

@@ -184,6 +184,7 @@ def test_what_is_not_run_says_why_and_is_python_all_the_same() -> None:
     left_out = [block for block in BLOCKS if block.not_run]
     assert {(block.page, block.not_run) for block in left_out} == {
         ("docs/scale.md", "needs a SLURM cluster"), ("docs/scale.md", "needs a Kubernetes cluster"),
+        ("docs/faq.md", "needs an exported run"),
     }  # fmt: skip
     for block in left_out:
         compile(block.code, str(block), "exec")

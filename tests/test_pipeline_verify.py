@@ -185,6 +185,19 @@ def test_repair_says_what_it_cannot_do(videos: Path, tmp_path: Path) -> None:
     assert_one_clear_line(prep("verify", tmp_path), 2, "no shard set here")
 
 
+def test_a_set_without_labels_is_repaired_as_it_was_built(tmp_path: Path) -> None:
+    for number in range(2):
+        write_video(tmp_path / "videos" / f"{number}.mp4", frames=5)
+    root = tmp_path / "set"
+    build = ("build-shards", tmp_path / "videos", "--unlabelled", "--out", root, "--workers", 0)
+    assert prep(*build, "--val", 0).exit_code == 0
+    expected = set_bytes(root)
+    flip(next(root.glob("train-*.tar")), random.Random(3))
+    repair = ("verify", root, "--repair", "--source", tmp_path / "videos", "--workers", 0)
+    assert_one_clear_line(prep(*repair), 2, "say --unlabelled")
+    assert prep(*repair, "--unlabelled").exit_code == 0 and set_bytes(root) == expected
+
+
 def test_repair_of_far_more_than_stands_points_to_a_build(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos" / "cats" / "a.mp4", frames=5)

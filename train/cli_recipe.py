@@ -172,7 +172,7 @@ config_option = click.option(
     is_eager=True,  # before the flags whose values it gives
     expose_value=False,
     callback=_take_config,
-    help="Flags from a file, such as another run's config.toml; those given here beat it.",
+    help="Flags from a file, such as a run's config.toml for `train run`; those given here beat it.",
 )
 
 
