@@ -56,7 +56,7 @@ UNTAUGHT: dict[str, Any] = {
 }
 QUARTER: dict[str, Any] = {"backbone": "resnet18_quarter"}
 SCRATCH = {
-    "early_fusion": Row(COMMON, {"backbone": "resnet18_half"}),
+    "early_fusion": Row(MOTION, QUARTER),
     "late_fusion": Row(MOTION, QUARTER),
     "cnn_lstm": Row({**MOTION, "epochs": 12}, QUARTER, start="late_fusion"),
     "cnn_mamba": Row({**MOTION, "epochs": 12}, QUARTER, start="late_fusion"),

@@ -25,7 +25,7 @@ from train.cli_recipe import options_by_family, settings_by_family, weights_by_f
 from train.compare import Cell, _work_in_pool
 from train.comparison_table import COURSE
 from train.folds import train_and_val
-from train.leakage import copies_of
+from train.leakage import copies_of, crossing
 from train.loop import Trainer
 from train.recipes import RECIPES, TrainRecipe
 from train.run_settings import RunSettings
@@ -202,10 +202,21 @@ def test_a_tree_shaped_as_rwf_2000_becomes_a_table_without_any_option(
     assert (cell / "last.safetensors").read_bytes() == Path("again/last.safetensors").read_bytes()
 
 
-def test_what_is_left_out_of_each_fold_is_what_it_has_copies_of() -> None:
-    def pair(a: str, b: str, kind: str) -> Pair:
-        return Pair(a, b, ("train", "train"), ("x", "x"), 0.0, kind)
+def pair(a: str, b: str, kind: str) -> Pair:
+    return Pair(a, b, ("train", "train"), ("x", "x"), 0.0, kind)
 
+
+def test_copies_cross_also_by_way_of_one_that_is_on_neither_side(small_set: Path) -> None:
+    pairs = (pair("a", "b", "exact"), pair("a", "c", "exact"), pair("c", "d", "near"))
+    whole = read_set(small_set)
+    assert crossing(whole, {"b": "train", "c": "val"}, pairs).pairs == (pair("b", "c", "exact"),)
+    assert crossing(whole, {"b": "train", "d": "val"}, pairs).pairs == (pair("b", "d", "near"),)
+    assert not crossing(whole, {"b": "train", "c": "train"}, pairs)
+    direct = crossing(whole, {"a": "train", "b": "val", "c": "train"}, pairs).pairs
+    assert direct == (pair("a", "b", "exact"),)
+
+
+def test_what_is_left_out_of_each_fold_is_what_it_has_copies_of() -> None:
     # Three that are the same, the first paired with each; one like the last of them, and one like that.
     pairs = [pair("a", "b", "exact"), pair("a", "c", "exact"), pair("c", "d", "near"), pair("d", "e", "near")]
     assert copies_of(["b"], ["a", "c", "d", "e", "f"], pairs) == ["a", "c", "d"]

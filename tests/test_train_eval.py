@@ -249,7 +249,8 @@ def test_videos_that_moved_from_train_to_val_were_learnt(moved_run: Path) -> Non
     assert leaks["changed"] and "1 videos that are gone from its set" in judged.stderr
     page = moved_run.parent / "report.html"
     assert train("report", moved_run, "--allow-leaks", "--clips", 1, "--out", page).exit_code == 0
-    assert 'class="bad">No test score: 2 videos' in page.read_text() and "gone from its set" in page.read_text()
+    assert "2 of its videos, groups or copies were learnt; this is no test score" in page.read_text()
+    assert "gone from its set" in page.read_text()
     assert "was learnt." not in page.read_text()
 
 
@@ -294,10 +295,24 @@ def test_by_its_bytes_a_set_is_the_runs_own_wherever_it_stands(moved_run: Path, 
     assert judged.exit_code == 0 and "gone" not in judged.stderr
 
 
-def test_it_is_said_where_the_judged_videos_chose_the_epoch(still_run: Path) -> None:
+def test_it_is_said_where_the_judged_videos_chose_the_epoch(still_run: Path, tmp_path: Path) -> None:
     best, last = (train("eval", still_run, "--checkpoint", weights) for weights in ("best", "last"))
     assert "val: chose the epoch of these weights" in best.stderr and "chose" not in last.stderr
     assert json.loads(train("eval", still_run, "--json").stdout)["chose_epoch"] is True
+    page = tmp_path / "report.html"
+    assert train("report", still_run, "--clips", 1, "--out", page).exit_code == 0
+    assert 'class="bad">val: chose the epoch of these weights' in page.read_text()
+
+
+def test_a_group_with_the_name_of_one_that_another_set_taught_is_told(still_run: Path, tmp_path: Path) -> None:
+    for name in ("train/cats/2", "train/dogs/9"):  # the first is another video than the one of that name
+        picture = np.random.default_rng(100 + int(name[-1])).integers(0, 256, (48, 64, 3)).astype(np.uint8)
+        write_video(tmp_path / "videos" / f"{name}.mp4", frames=20, picture=picture)
+    build(tmp_path / "videos", tmp_path / "set", recipe=LARGER)
+    judged = train("eval", still_run, "--shards", tmp_path / "set", "--split", "train", "--json")
+    leaks = json.loads(judged.stdout)["leaks"]
+    assert leaks["count"] == 0 and leaks["namesakes"] == ["train/cats/2.mp4"]
+    assert "1 group of it, the first is train/cats/2.mp4, has the name of one that was learnt" in judged.stderr
 
 
 @pytest.mark.parametrize("first", ["labels", "frames"])

@@ -12,13 +12,20 @@ from train.forecast import Load, Outlook, duration, seconds_left
 def load(folder: Path, name: str, seconds: Sequence[float], gflops: float = 1.0) -> Load:
     """Ten epochs of 100 clips, judged by 30; those with `seconds` are done."""
     log = folder / f"{len(list(folder.iterdir()))}.jsonl"
-    log.write_text("".join(json.dumps({"seconds": value}) + "\n" for value in seconds))
+    lines = (json.dumps({"epoch": number, "seconds": value}) for number, value in enumerate(seconds, 1))
+    log.write_text("".join(line + "\n" for line in lines))
     return Load(name, 10, 100, 30, gflops, log)
 
 
 def test_a_family_goes_on_as_fast_as_it_went(tmp_path: Path) -> None:
     loads = [load(tmp_path, "slow", [20, 20]), load(tmp_path, "slow", []), load(tmp_path, "fast", [1] * 10)]
     assert seconds_left(loads) == pytest.approx(18 * 20 * 1.1)  # judging is a tenth of training
+
+
+def test_a_last_line_that_is_cut_short_is_no_epoch(tmp_path: Path) -> None:
+    cut = load(tmp_path, "cut", [20, 20])
+    cut.log.write_text(cut.log.read_text() + '{"epoch": 3, "sec')
+    assert seconds_left([cut]) == pytest.approx(8 * 20 * 1.1)
 
 
 def test_a_family_without_an_epoch_is_measured_by_its_flops(tmp_path: Path) -> None:

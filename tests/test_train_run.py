@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import QUICK, assert_one_clear_line, edit_sidecar
+from conftest import QUICK, assert_one_clear_line, build, edit_sidecar, write_video
 from far import FarServer
 
 from models import MODELS
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe
 from pipeline.shards.index import read_set
 from train import checkpoint
 from train.cli import main
 from train.folds import train_and_val
+from train.loop import Trainer
 from train.recipes import TrainRecipe
 from train.run_settings import RunSettings
 from train.step import Stepper
@@ -133,6 +136,9 @@ def test_a_family_that_takes_no_such_clips_is_listed_with_its_reason(monkeypatch
         (["models", "--model", "magic"], "no model family is called 'magic'; there are single_frame"),
         (["models", "--model", "s3d", "--option", "depth=1"], "s3d has no option 'depth'"),
         (["models", "--size", "9"], "resnet18 needs frames of more than 32 pixels"),
+        (["run", "--model", "vivit", "--frames", "4098"], "--frames 4098: a clip has 1 to 4096"),
+        (["run", "--model", "vivit", "--cutmix", "inf"], "--cutmix inf: must be a number, and not infinite"),
+        (["run", "--model", "vivit", "--label-smoothing", "nan"], "--label-smoothing nan: must be a number"),
         (["run", "--model", "vivit", "--frames", "7"], "a multiple of 2 frames, got 7: give other --frames, or"),
     ],
 )
@@ -225,10 +231,43 @@ def test_overwrite_removes_nothing_before_the_new_run_can_start(small_set: Path,
     out = tmp_path / "run"
     train("run", *QUICK, "--shards", small_set, "--epochs", 1, "--out", out)
     weights = sha256(out / "best.safetensors")
-    for wrong in (["--shards", "nowhere"], ["--shards", small_set, "--device", "abacus"]):
+    here = ["--shards", small_set]
+    for wrong in (["--shards", "nowhere"], [*here, "--device", "abacus"], [*here, "--batch-size", 10**8]):
         assert train("run", *QUICK, "--out", out, "--overwrite", *wrong).exit_code == 2
         assert sha256(out / "best.safetensors") == weights
+    assert train("run", *QUICK, *here, "--batch-size", 10**8, "--out", tmp_path / "new").exit_code == 2
+    assert not (tmp_path / "new").exists()
     assert train("run", *QUICK, "--shards", small_set, "--epochs", 1, "--out", out, "--overwrite").exit_code == 0
+
+
+def test_of_two_runs_that_begin_in_one_folder_the_second_is_refused(small_set: Path, tmp_path: Path) -> None:
+    options = {"backbone": "resnet18_quarter"}
+    settings = RunSettings("early_fusion", str(small_set), TrainRecipe(frames=4), options=options)
+    first, second = (Trainer(settings, tmp_path / "run", lambda _: None) for _ in range(2))
+    first.start()
+    about = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(UserError, match="another run has begun there; give another one"):
+        second.start()
+    assert (tmp_path / "run" / "run.json").read_bytes() == about
+
+
+def test_a_set_without_val_names_no_command_that_would_fail(tmp_path: Path) -> None:
+    for name in ("cats/0", "dogs/1"):
+        write_video(tmp_path / "videos" / "train" / f"{name}.mp4", frames=20)
+    build(tmp_path / "videos", tmp_path / "set", recipe=Recipe(width=48, height=48))
+    result = train("run", *QUICK, "--shards", tmp_path / "set", "--epochs", 1, "--out", tmp_path / "run")
+    assert "--split SPLIT --shards SET, as there is no val" in result.stdout
+
+
+def test_labels_of_which_there_is_nothing_to_train_on_are_told(tmp_path: Path) -> None:
+    for name in ("train/cats/0", "val/dogs/1", "val/hens/2"):
+        write_video(tmp_path / "videos" / f"{name}.mp4", frames=20)
+    build(tmp_path / "videos", tmp_path / "set", recipe=Recipe(width=48, height=48))
+    run = ["run", *QUICK, "--shards", tmp_path / "set", "--epochs", 1, "--out", tmp_path / "run"]
+    assert_one_clear_line(train(*run), 2, "all videos to train on are of one label, none is of dogs, hens; split")
+    write_video(tmp_path / "videos" / "train" / "dogs" / "3.mp4", frames=20)
+    build(tmp_path / "videos", tmp_path / "set", recipe=Recipe(width=48, height=48))
+    assert "no video to train on is of hens: such videos cannot be told" in train(*run).stderr
 
 
 def test_resume_and_overwrite_contradict_each_other(run_folder: Path) -> None:

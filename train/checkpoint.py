@@ -27,8 +27,8 @@ from pipeline.foreign import MOST_JSON, open_plain, parse_json, read_text
 from pipeline.recipe import RECIPE_FILE
 from train.component import Component
 from train.parallel import divided_like, whole
+from train.recipes import MOST_FRAMES
 
-MOST_FRAMES = 4096  # of a clip
 RUN, LOG, METRICS = "run.json", "log.jsonl", "metrics.json"
 CHECKPOINT, BEST, LAST = "checkpoint.safetensors", "best.safetensors", "last.safetensors"
 

@@ -36,6 +36,15 @@ class Classification(Objective):
             )
         self.best_by = f"val_{self.recipe.best_by}"
         train, val = self.splits()
+        present = set(train.label.tolist())
+        absent = [name for number, name in enumerate(shard_set.labels) if number not in present]
+        if len(present) == 1:
+            raise UserError(
+                f"{settings.shards}: all videos to train on are of one label, none is of {', '.join(absent)}; "
+                "split the set, or choose the fold, otherwise"
+            )
+        if absent:
+            say(f"no video to train on is of {', '.join(absent)}: such videos cannot be told")
         if self.recipe.best_by == "roc_auc" and val is not None and len(set(val.label.tolist())) < 2:
             raise UserError("--best-by roc_auc: what is held out has videos of one label only, so there is none")
         weights = class_weights(self.recipe.class_weights, shard_set.labels, train.label)

@@ -1,5 +1,6 @@
 """`train`: shards to models and metrics. Heavy imports stay inside the commands: `--help` answers at once."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,8 +149,10 @@ def models(
     )
 
 
-def _judging(_settings: "RunSettings", _labels: list[str]) -> str:
+def _judging(_settings: "RunSettings", _labels: list[str], metrics: Mapping[str, Any]) -> str:
     """Whether there are near copies, only their search tells, which reads the whole set."""
+    if not metrics["val"]:
+        return "train eval {out} --split SPLIT --shards SET, as there is no val here to judge it on"
     return "train eval {out} or train report {out} (--allow-leaks, where copies are on both sides)"
 
 

@@ -67,22 +67,10 @@ def evaluate(
 
 def _warn(metrics: dict[str, Any]) -> None:
     """Of what makes the numbers too good, or may."""
-    split, leaks = metrics["split"], metrics["leaks"]
-    if metrics["chose_epoch"]:
-        warn(f"{split}: chose the epoch of these weights, so the scores flatter; --checkpoint last was not chosen")
-    if not leaks["checked"]:
-        warn(f"{split}: leaks were not looked for: {leaks['reason']}")
-        return
-    if leaks["changed"]:
-        warn(
-            f"{split}: the set has changed since; what was learnt of it is known by digests that the run has kept"
-        )
-    if leaks["count"]:
-        warn(f"{split}: {leaks['count']} of its videos, groups or copies were learnt; this is no test score")
-    if leaks["unknown"]:
-        from train.lessons import tell_unknown
+    from train.lessons import cautions
 
-        warn(f"{split}: the run or what it started from {tell_unknown(leaks['unknown'])}")
+    for caution in cautions(metrics):
+        warn(f"{metrics['split']}: {caution}")
 
 
 def score_rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """`train pretrain`. Heavy imports stay inside the command."""
 
 import shlex
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ def _rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _classifier(model: str, settings: "RunSettings", labels: list[str]) -> str:
+def _classifier(model: str, settings: "RunSettings", labels: list[str], _: Mapping[str, Any]) -> str:
     """The command that trains a classifier of the same size, which is shown the same, from the run in `{out}`; on
     the same set, if that has labels to tell apart."""
     from models import takes

@@ -1,7 +1,7 @@
 """What training commands share: the flags of a run, what is checked about them, and the way to a run's end."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -82,13 +82,13 @@ def train_run(
     settings: "RunSettings",
     flags: dict[str, Any],
     rows: Callable[[dict[str, Any]], list[tuple[str, str]]],
-    then: Callable[["RunSettings", list[str]], str],
+    then: Callable[["RunSettings", list[str], Mapping[str, Any]], str],
     **kept: Any,
 ) -> None:
     """Carry a run to its end by those of RUN_FLAGS that say how, and show its metrics as `rows`.
 
-    `then`: the commands that come next after a run of these settings on a set with these labels, with `{out}` for
-    its folder. `kept`: more for the `Trainer`. Raises `UserError`.
+    `then`: the commands that come next after a run of these settings on a set with these labels, which ended with
+    these metrics; with `{out}` for its folder. `kept`: more for the `Trainer`. Raises `UserError`.
     """
     from pipeline.errors import UserError
     from train.checkpoint import read_run
@@ -111,14 +111,14 @@ def train_run(
         out = Path(ranks.text_of_first(str(out)))
         kept |= {name: flags[name] for name in ("cache", "cache_size", "tensorboard")}
         kept |= {"checkpoint_every": every, "ranks": ranks}
-        metrics = fit(ctx, settings, out, kept, resume=resume)
+        metrics = fit(ctx, settings, out, kept, resume=resume, overwrite=flags["overwrite"])
     if not ranks.first:
         return
     if flags["as_json"]:
         print_json({"run": str(out), **metrics})
         return
     print_table(str(out), rows(metrics))
-    following = then(settings, read_run(out)["labels"])
+    following = then(settings, read_run(out)["labels"], metrics)
     click.echo(f"next: {following.replace('{out}', shlex.quote(str(out)))}")
 
 
@@ -172,7 +172,7 @@ def saved_settings(out: Path, asked: "RunSettings", given: set[str]) -> "RunSett
 
 
 def fit(
-    ctx: click.Context, settings: "RunSettings", out: Path, kept: dict[str, Any], *, resume: bool
+    ctx: click.Context, settings: "RunSettings", out: Path, kept: dict[str, Any], *, resume: bool, overwrite: bool
 ) -> dict[str, Any]:
     """Train to the end; a run that is stopped says what goes on with it."""
     from models import PRETRAINING
@@ -183,7 +183,7 @@ def fit(
     trainer = Trainer(settings, out, partial(click.echo, err=True), **kept)
     for line in describe_data(trainer):
         trainer.say(line)
-    trainer.resume() if resume else trainer.start()
+    trainer.resume() if resume else trainer.start(overwrite=overwrite)
     try:
         with progress("clips") as stage:
             return trainer.fit(stage if first else no_stage)

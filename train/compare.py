@@ -357,7 +357,7 @@ def pooled(cells: Sequence[Cell]) -> dict[str, Any]:
         "videos": len(labels),
         "groups": len(set(groups)),
         "accuracy": float(right.mean()),
-        "accuracy_interval": list(wilson(round(right.mean() * len(labels)), len(labels))),
+        "accuracy_interval": list(wilson(float(right.mean()), len(labels))),
         "accuracy_interval_by_group": intervals["accuracy"],
         "accuracy_by_seed": right.mean(1).tolist(),
         "roc_auc": None if None in areas else float(np.mean([area for area in areas if area is not None])),

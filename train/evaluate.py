@@ -255,6 +255,7 @@ def _leaks(
         where += ", or what its first weights learnt" if before else ""
         _refuse(run, learnt, found, f"{split} shares with", where)
     told = {"checked": True, "allowed": allowed, "changed": learnt.changed, "unknown": learnt.unknown(names)}
+    told["namesakes"] = learnt.namesakes(names, index)
     return {**told, **found.as_dict()}
 
 

@@ -1,12 +1,12 @@
 """How long the runs that are left will take, by the epochs that stand in the logs of all."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.report import Stage, Step
+from train.report_log import read_log
 
 BACKWARD = 3  # a step costs about three times what its forward pass does
 
@@ -30,9 +30,8 @@ class Load:
 
     def spent(self) -> list[float]:
         """The seconds of each epoch that is done; a log tells those of training alone."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
         judging = self.judged / (BACKWARD * self.trained)
-        return [json.loads(line)["seconds"] * (1 + judging) for line in lines]
+        return [line["seconds"] * (1 + judging) for line in read_log(self.log)]
 
 
 def seconds_left(loads: Sequence[Load]) -> float | None:

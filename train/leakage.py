@@ -2,7 +2,7 @@
 
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,17 +66,40 @@ def crossing(shard_set: ShardSet, side: Mapping[str, str], pairs: tuple[Pair, ..
                 sides_of[sample.group].add(side[sample.video])
     groups = sorted(group for group, sides in sides_of.items() if len(sides) > 1)
     both = [pair for pair in pairs if pair.a in side and pair.b in side and side[pair.a] != side[pair.b]]
-    return Crossing(tuple(groups), tuple(both))
+    return Crossing(tuple(groups), (*both, *_by_way_of_others(side, pairs, both)))
+
+
+def _by_way_of_others(side: Mapping[str, str], pairs: Sequence[Pair], direct: Iterable[Pair]) -> Iterator[Pair]:
+    """Of copies that cross, but in no pair with each other, since each is in one with a third: a pair of them."""
+    one = _exact_copies((), pairs)
+    there: dict[str, dict[str, str]] = defaultdict(dict)  # of each video and its copies the first on each side
+    for video in sorted(one.keys() & side.keys()):
+        there[one[video]].setdefault(side[video], video)
+    known = {id_: (pair.splits[i], pair.labels[i]) for pair in pairs for i, id_ in enumerate((pair.a, pair.b))}
+    told = {frozenset((one[pair.a], one[pair.b])) for pair in direct}
+    for pair in pairs:
+        firsts, others = there[one[pair.a]], there[one[pair.b]]
+        found = [(a, b) for side_a, a in firsts.items() for side_b, b in others.items() if side_a != side_b]
+        if found and frozenset((one[pair.a], one[pair.b])) not in told:
+            told.add(frozenset((one[pair.a], one[pair.b])))
+            a, b = sorted(found[0])
+            splits, labels = zip(known[a], known[b], strict=True)
+            yield Pair(a, b, splits, labels, pair.distance, pair.kind)
+
+
+def _exact_copies(videos: Iterable[str], pairs: Sequence[Pair]) -> dict[str, str]:
+    """Video, of these or of a pair → one name for it and all its exact copies: not each two of them are a pair."""
+    itself = {video: video for video in videos} | {v: v for pair in pairs for v in (pair.a, pair.b)}
+    return joined_groups(itself, (pair for pair in pairs if pair.kind == "exact"))
 
 
 def copies_of(held_out: Iterable[str], train: Iterable[str], pairs: Sequence[Pair]) -> list[str]:
     """Those videos of `train` that are copies of a video that is held out, sorted.
 
-    Not all exact copies are pairs, so they count as one video; what is merely near to a near copy is none.
+    What is merely near to a near copy is none.
     """
     held_out, train = set(held_out), set(train)
-    itself = {video: video for video in held_out | train} | {v: v for pair in pairs for v in (pair.a, pair.b)}
-    one = joined_groups(itself, (pair for pair in pairs if pair.kind == "exact"))
+    one = _exact_copies(held_out | train, pairs)
     bad = {one[video] for video in held_out}
     near = [{one[pair.a], one[pair.b]} for pair in pairs]
     bad = bad.union(*(both for both in near if both & bad))

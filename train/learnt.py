@@ -78,6 +78,14 @@ class Learnt:
         sides = [self.sides[name] for name in names if self.home and name in self.sides]
         return {one.video: one.group for one in index.samples if any(side.has_group(one) for side in sides)}
 
+    def namesakes(self, names: Iterable[str], index: SplitIndex) -> list[str]:
+        """Groups of these judged videos that have the name of one in these parts of another set: of the same
+        recording, or not."""
+        if self.home:
+            return []
+        sides = [self.sides.get(name) or Side.of(self.parts[name]) for name in names if name in self.parts]
+        return sorted({one.group for one in index.samples if any(side.has_group(one) for side in sides)})
+
     def before(self, *, chosen_by: bool) -> set[str]:
         """The videos, as in `pairs`, that the ancestors have learnt; see `learnt_videos`. Raises `UserError`."""
         own = learnt_videos(self.shard_set, self.ancestors, chosen_by=chosen_by)

@@ -1,10 +1,12 @@
 """What weights say that they have learnt from (`models.origin.Lesson`), back to the first of their ancestors."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from models.origin import Lesson, read_origin
 from models.weights import weights_file
+from pipeline.console import counted
 from pipeline.errors import UserError
 from pipeline.shards.index import ShardSet
 from pipeline.summary import digest
@@ -38,6 +40,28 @@ def unknown_lessons(lessons: Iterable[Lesson], *known: ShardSet) -> list[str]:
     digests = {digest(shard_set) for shard_set in known}
     others = (lesson.digest for lesson in lessons if lesson.digest not in digests)
     return list(dict.fromkeys(f"the set {other}" if other else "a set that it does not name" for other in others))
+
+
+def cautions(metrics: Mapping[str, Any]) -> list[str]:
+    """What makes the numbers of `train.evaluate` too good, or may."""
+    leaks, told = metrics["leaks"], []
+    if metrics["chose_epoch"]:
+        told.append("chose the epoch of these weights, so the scores flatter; --checkpoint last was not chosen")
+    if not leaks["checked"]:
+        return [*told, f"leaks were not looked for: {leaks['reason']}"]
+    if leaks["changed"]:
+        told.append("the set has changed since; what was learnt of it is known by digests that the run has kept")
+    if leaks["count"]:
+        told.append(f"{leaks['count']} of its videos, groups or copies were learnt; this is no test score")
+    if leaks["namesakes"]:
+        first = leaks["namesakes"][0]
+        told.append(
+            f"{counted(len(leaks['namesakes']), 'group')} of it, the first is {first}, "
+            "has the name of one that was learnt from another set: of the same recording?"
+        )
+    if leaks["unknown"]:
+        told.append(f"the run or what it started from {tell_unknown(leaks['unknown'])}")
+    return told
 
 
 def tell_unknown(unknown: list[str]) -> str:

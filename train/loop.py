@@ -117,24 +117,39 @@ class Trainer:
         self.components = [*general, *own, *self._scalars]
         self.step = Stepper(self.model, self.objective, self.optimizer, self.steps_per_epoch)
 
-    def start(self) -> None:
-        """Load the first weights, make the run folder anew and describe the run in it. Raises `UserError`, and
-        `WorkFailed` where there can be no such folder."""
+    def start(self, *, overwrite: bool = False) -> None:
+        """Load the first weights, make the run folder and describe the run in it; with `overwrite` a run that is
+        there goes, once all is checked. Raises `UserError`, and `WorkFailed` where there can be no such folder."""
         started_from = self.objective.load(self.model)
         self._equip()
+        self._check_room()
         if self.ranks.first:
-            if (self.out / checkpoint.RUN).exists():
-                shutil.rmtree(self.out)
-            try:
-                self.out.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise WorkFailed(f"--out {self.out}: cannot be made: {error.strerror}") from error
+            self._take_folder(overwrite=overwrite)
             about = {**self._description(), "started_from": started_from}
             checkpoint.write_json(self.out / checkpoint.RUN, about)
             checkpoint.write_text(self.out / CONFIG, config_text(about["settings"]))
             write_manifest(self.out, train=self.train_index, val=self.val_index)
         if started_from:  # so that going on never needs that file again
             self._save_checkpoint()
+
+    def _check_room(self) -> None:
+        """Raises `UserError` where memory or the cache has no room for the data."""
+        indices = [index for index in (self.train_index, self.val_index) if index]
+        with self._room(indices):
+            for index in indices:
+                self._stream(index, training=index is self.train_index).close()
+
+    def _take_folder(self, *, overwrite: bool) -> None:
+        """Of two runs that begin there at the same time one gets it. Raises `UserError` and `WorkFailed`."""
+        if overwrite and (self.out / checkpoint.RUN).exists():
+            shutil.rmtree(self.out)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / checkpoint.RUN).open("x").close()
+        except FileExistsError as error:
+            raise UserError(f"--out {self.out}: another run has begun there; give another one") from error
+        except OSError as error:
+            raise WorkFailed(f"--out {self.out}: cannot be made: {error.strerror}") from error
 
     def resume(self) -> None:
         """Go back to the last checkpoint. Raises `UserError` where the run cannot go on from there."""
@@ -222,7 +237,7 @@ class Trainer:
         with self._judged():
             self._save_weights(checkpoint.LAST)
             self._keep_best(line)
-        wishes = [component.after_epoch(line) for component in self.components]  # all of them are told
+            wishes = [component.after_epoch(line) for component in self.components]  # all of them are told
         self.progress.ended = any(wishes)
         if self.ranks.first:
             with (self.out / checkpoint.LOG).open("a") as log:

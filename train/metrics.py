@@ -1,11 +1,12 @@
 """Numbers that say how good a classifier is, with how sure one can be of them. scikit-learn's and SciPy's."""
 
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score, roc_curve
 
 from train.bootstrap import group_intervals
@@ -30,7 +31,8 @@ def score(
     """
     predicted = decide(probabilities, threshold)
     classes = range(len(names))
-    f1 = f1_score(labels, predicted, labels=list(classes), average=None, zero_division=0.0)
+    f1 = f1_score(labels, predicted, labels=list(classes), average=None, zero_division=np.nan)
+    shown_f1 = [None if np.isnan(one) else float(one) for one in f1]  # neither there nor predicted
     precision = [_average_precision(labels == k, probabilities[:, k]) for k in classes]
     recall = [float((predicted[labels == k] == k).mean()) if (labels == k).any() else None for k in classes]
     right = predicted == labels
@@ -41,16 +43,16 @@ def score(
     return {
         "videos": len(labels),
         "accuracy": float(right.mean()),
-        "accuracy_interval": list(wilson(int(right.sum()), len(labels))),
+        "accuracy_interval": list(wilson(float(right.mean()), len(labels))),
         "balanced_accuracy": _mean(recall),
         "log_loss": log_loss(probabilities, labels),
         "roc_auc": roc_auc(probabilities, labels),
         "pr_auc": _mean(precision),
-        "f1": float(f1.mean()),
+        "f1": _mean(shown_f1),
         "top_k": _top(probabilities, labels, min(TOP, len(names))),
         **by_group,
         "pr_auc_by_label": dict(zip(names, precision, strict=True)),
-        "f1_by_label": dict(zip(names, map(float, f1), strict=True)),
+        "f1_by_label": dict(zip(names, shown_f1, strict=True)),
         "confusion": confusion_matrix(labels, predicted, labels=list(classes)).tolist(),
         "labels": list(names),
     }
@@ -81,10 +83,13 @@ def fit_threshold(probabilities: NDArray[np.float64], labels: NDArray[np.int64])
     return float(middles[np.abs(middles - 0.5).argmin()])
 
 
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (Wilson 1927, JASA 22)."""
-    interval = binomtest(right, total).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+def wilson(share: float, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `total` (Wilson 1927, JASA 22). The share may be a mean over seeds, so
+    no whole number of them, and SciPy's takes whole ones alone."""
+    squared = NormalDist().inv_cdf(0.975) ** 2 / total
+    middle = (share + squared / 2) / (1 + squared)
+    half = math.sqrt(squared * (share * (1 - share) + squared / 4)) / (1 + squared)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def log_loss(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:

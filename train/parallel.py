@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -60,10 +61,15 @@ def shard_model(model: Family, compute: Compute) -> None:
         parameter.data = parameter.data.contiguous()
     mesh = init_device_mesh(compute.device.type, (compute.ranks.of,))
     for stage in model.stages():
-        # Lists of modules have no forward of their own to gather for; the model gathers what is in them.
-        if isinstance(stage, nn.Module) and not isinstance(stage, nn.ModuleList | nn.ParameterList):
+        if _is_called(stage, model):
             fully_shard(stage, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def _is_called(stage: nn.Module | nn.Parameter, model: Family) -> TypeGuard[nn.Module]:
+    """Lists of modules, and slices of a sequence, have no forward that the model calls: nothing would gather for
+    them, and the model gathers what is in them."""
+    return stage in set(model.modules()) and not isinstance(stage, nn.ModuleList | nn.ParameterList)
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 
 from models import MODELS
 
+MOST_FRAMES = 4096  # of a clip
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -31,6 +33,10 @@ class Augment:
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):  # of what derives from this, too
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"--{name.replace('_', '-')} {value}: must be a number, and not infinite")
         highest = {"ratio": math.inf, "mixup": math.inf, "cutmix": math.inf, "hue": 0.5}
         for field in fields(Augment):
             value, top = getattr(self, field.name), highest.get(field.name, 1.0)
@@ -97,6 +103,8 @@ class TrainRecipe(Augment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 1 <= self.frames <= MOST_FRAMES:
+            raise ValueError(f"--frames {self.frames}: a clip has 1 to {MOST_FRAMES}")
         if self.sampling == "uniform" and self.stride != 1:
             raise ValueError(
                 f"--stride {self.stride}: not with --sampling uniform, which takes frames of the whole video"

@@ -12,7 +12,7 @@ from train.chart import STYLE
 from train.checkpoint import LOG, read_run
 from train.compute import Compute
 from train.evaluate import Evaluation, evaluate_run
-from train.lessons import tell_unknown
+from train.lessons import cautions
 from train.report_clips import clip_data, extremes
 from train.report_comparison import comparison, short_names
 from train.report_log import Log, log_panels, read_log
@@ -73,7 +73,7 @@ def _section(number: int, name: str, one: Judged) -> str:
     metrics = one.found.metrics
     parts = [
         f"<h2>{html(name)}: {html(one.about['model'])}</h2>",
-        _judged_on(metrics), _facts(metrics), _leaks(metrics["leaks"]),
+        _judged_on(metrics), _facts(metrics), _cautions(metrics),
         "<h3>Training</h3>", _training(one.log), "<h3>Verdicts</h3>", verdicts(one.found),
     ]  # fmt: skip
     for kind, text in (("worst", "Worst"), ("best", "Best")):
@@ -115,17 +115,12 @@ def _facts(metrics: Mapping[str, Any]) -> str:
     return f'<dl class="facts">{cells}</dl>'
 
 
-def _leaks(leaks: Mapping[str, Any]) -> str:
-    if not leaks["checked"]:
-        return f'<p class="bad">Leaks were not looked for: {html(leaks["reason"])}.</p>'
-    told = []
-    if leaks["count"]:
-        told.append(f"No test score: {leaks['count']} videos, groups or copies of these were learnt.")
-    if leaks["unknown"]:
-        told.append(f"The run or what it started from {tell_unknown(leaks['unknown'])}.")
-    if told:
-        return "".join(f'<p class="bad">{html(text)}</p>' for text in told)
-    return '<p class="quiet">No group, and no copy of a judged video, was learnt.</p>'
+def _cautions(metrics: Mapping[str, Any]) -> str:
+    told = [f'<p class="bad">{html(metrics["split"])}: {html(caution)}.</p>' for caution in cautions(metrics)]
+    leaks = metrics["leaks"]
+    if leaks["checked"] and not (leaks["count"] or leaks["unknown"] or leaks["namesakes"]):
+        told.append('<p class="quiet">No group, and no copy of a judged video, was learnt.</p>')
+    return "".join(told)
 
 
 def _settings(about: Mapping[str, Any]) -> str:

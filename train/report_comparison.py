@@ -8,6 +8,7 @@ from pipeline.page import html
 from train.catalog import describe_model
 from train.comparison_table import HEADER, accuracy_panel, table_rows
 from train.evaluate import Evaluation
+from train.inputs import INPUTS
 from train.report_log import Log, median
 from train.report_verdicts import figures, scroll
 
@@ -71,6 +72,7 @@ def _row(name: str, about: Mapping[str, Any], log: Log, found: Evaluation) -> di
         settings["frames"],
         (recipe.width, recipe.height),
         len(metrics["labels"]),
+        in_channels=INPUTS[settings.get("input", "rgb")],
         **settings.get("options", {}),
     )
     return {
