@@ -35,7 +35,17 @@ CHECKPOINT, BEST, LAST = "checkpoint.safetensors", "best.safetensors", "last.saf
 
 def write_json(path: Path, values: Any) -> None:
     """A JSON file, whole or not at all."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
+    write_text(path, _json_text(values))
+
+
+def write_new_json(path: Path, values: Any) -> None:
+    """A JSON file where none is. Raises `FileExistsError`, also to one of two who write it at the same time."""
+    with path.open("x") as file:
+        file.write(_json_text(values))
+
+
+def _json_text(values: Any) -> str:
+    return json.dumps(values, indent=2) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -124,9 +124,8 @@ class Trainer:
         self._equip()
         self._check_room()
         if self.ranks.first:
-            self._take_folder(overwrite=overwrite)
             about = {**self._description(), "started_from": started_from}
-            checkpoint.write_json(self.out / checkpoint.RUN, about)
+            self._take_folder(about, overwrite=overwrite)
             checkpoint.write_text(self.out / CONFIG, config_text(about["settings"]))
             write_manifest(self.out, train=self.train_index, val=self.val_index)
         if started_from:  # so that going on never needs that file again
@@ -139,17 +138,19 @@ class Trainer:
             for index in indices:
                 self._stream(index, training=index is self.train_index).close()
 
-    def _take_folder(self, *, overwrite: bool) -> None:
-        """Of two runs that begin there at the same time one gets it. Raises `UserError` and `WorkFailed`."""
+    def _take_folder(self, about: dict[str, Any], *, overwrite: bool) -> None:
+        """Make it, and what says that it is a run's: of two that begin there at the same time one gets it. Raises
+        `UserError` and `WorkFailed`."""
         if overwrite and (self.out / checkpoint.RUN).exists():
             shutil.rmtree(self.out)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / checkpoint.RUN).open("x").close()
-        except FileExistsError as error:
-            raise UserError(f"--out {self.out}: another run has begun there; give another one") from error
         except OSError as error:
             raise WorkFailed(f"--out {self.out}: cannot be made: {error.strerror}") from error
+        try:
+            checkpoint.write_new_json(self.out / checkpoint.RUN, about)
+        except FileExistsError as error:
+            raise UserError(f"--out {self.out}: another run has begun there; give another one") from error
 
     def resume(self) -> None:
         """Go back to the last checkpoint. Raises `UserError` where the run cannot go on from there."""
