@@ -1,4 +1,4 @@
-"""Numbers that say how good a classifier is, with how sure one can be of them. scikit-learn's and SciPy's."""
+"""Numbers that say how good a classifier is, with how sure one can be of them. Scores are scikit-learn's."""
 
 import math
 from collections.abc import Sequence
