@@ -168,7 +168,10 @@ class VideoMAEPretraining(Transformer):
         _, H, W = self.grid
         self.hidden_patches = int(mask_ratio * H * W + 1e-6)  # of a frame
         if not 0 < self.hidden_patches < H * W:
-            raise ValueError(f"a mask ratio of {mask_ratio} hides {self.hidden_patches} of {H * W} patches")
+            raise ValueError(
+                f"a mask ratio of {mask_ratio} hides {self.hidden_patches} of {H * W} patches; "
+                f"one at least must be hidden, and one seen: {1 / (H * W):.3f} to {1 - 1 / (H * W):.3f}"
+            )
         if not len(mean) == len(std) == in_channels:
             raise ValueError(f"mean and std must have {in_channels} numbers each, one for every channel")
         wide = find_scale(scale)

@@ -32,6 +32,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # {"model": {â
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # DataParallel, torch.compile, Lightning, OpenMMLab
 
 DEEPEST = 4  # wrappers in wrappers
+FEW = 4  # names in a message
 LAYERS = ("trunk.", "blocks.", "layers.", "encoder.blocks.", "decoder.blocks.")  # no part of them may be left over
 
 
@@ -223,5 +224,8 @@ def _fit(state: dict[str, Tensor], model: Family, origin: Origin | None) -> tupl
     if broken:
         raise ValueError(f"{len(broken)} tensors are of another shape: {', '.join(broken)}")
     if not fitting:
-        raise ValueError(f"nothing matched; it holds {', '.join(state)}")
+        names = list(state)
+        more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+        of = f"; it is of {origin.family}" if origin else ""
+        raise ValueError(f"nothing matched{of}; it holds {', '.join(names[:FEW])}{more}")
     return fitting, unexpected

@@ -225,17 +225,21 @@ def names_in(table: str) -> Complete:
 
 
 def check_files(
-    files: Mapping[str, Path | None], *, overwrite: bool, drawn: Mapping[str, str] | None = None
+    files: Mapping[str, Path | None], *, overwrite: bool, suffixes: Mapping[str, str] | None = None
 ) -> None:
-    """Before the long work: whether the files of these flags can be written. `drawn`: those that are pictures, and
-    the suffix that each must have. Raises `UserError`."""
+    """Before the long work: whether the files of these flags can be written, each in a place of its own.
+    `suffixes`: those whose names must end so. Raises `UserError`."""
+    taken: dict[Path, str] = {}
     for flag, file in files.items():
         if file is None:
             continue
-        suffix = (drawn or {}).get(flag, file.suffix)
+        suffix = (suffixes or {}).get(flag, file.suffix)
         if file.suffix.lower() != suffix.lower():
             kind = suffix[1:].upper()
-            raise UserError(f"{flag} {file}: is drawn as {kind}; call it {file.with_suffix(suffix)}")
+            raise UserError(f"{flag} {file}: is written as {kind}; call it {file.with_suffix(suffix)}")
+        if other := taken.get(file.resolve()):
+            raise UserError(f"{flag} {file}: is the file of {other}, too; give each its own")
+        taken[file.resolve()] = flag
         if file.exists() and not overwrite:
             raise UserError(f"{flag} {file}: exists; give another name, or --overwrite")
         if not file.absolute().parent.is_dir():

@@ -4,7 +4,9 @@ import json
 import pickle
 import shutil
 import signal
+import threading
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from pipeline.shards.index import read_set
 from train.chart import Panel, Point, write_svg
 from train.cli import main
 from train.cli_recipe import options_by_family, settings_by_family, weights_by_family
-from train.compare import Cell, _work_in_pool
+from train.compare import Cell, _take_device, _work_in_pool
 from train.comparison_table import COURSE
 from train.folds import train_and_val
 from train.leakage import copies_of, crossing
@@ -233,7 +235,11 @@ def test_groups_on_both_sides_are_refused(set_copy: Path, tmp_path: Path) -> Non
     assert_one_clear_line(refused, 2, "what is held out shares with what is trained on: 1 group,")
 
 
-def test_two_runs_at_a_time_give_the_table_of_one_after_the_other(small_set: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("one_thread")
+def test_two_runs_at_a_time_give_the_table_of_one_after_the_other(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for the processes that work side by side
     flags = ["--models", "vivit", "--option", "vivit.scale=micro", "--frames", 4, "--epochs", 1, "--seeds", "0,1"]
     rows = []
     for jobs in (1, 2):
@@ -283,7 +289,7 @@ def test_a_model_that_diverges_fails_alone(
     [
         (["--models", "tiny,magic"], "--models magic: no such family"),
         (["--seeds", "0,x"], "--seeds 0,x: must be whole numbers"),
-        (["--plot", "a.png"], "--plot a.png: is drawn as SVG; call it a.svg"),
+        (["--plot", "a.png"], "--plot a.png: is written as SVG; call it a.svg"),
         (["--folds", "99"], "99 folds of 24 groups"),
         (["--option", "vivit.scale=small"], "must be FAMILY.NAME=VALUE, with one of tiny as the family"),
         (["--weights", "tiny=nowhere"], "--weights tiny=nowhere: there is no nowhere"),
@@ -351,6 +357,21 @@ def test_a_worker_that_is_stopped_while_it_judges_begins_nothing_new(
         with pytest.raises(KeyboardInterrupt):
             _work_in_pool(Cell(RunSettings("tiny", "", RECIPES["tiny"]), tmp_path / name, 5))
     assert begun == ["first"]
+
+
+def test_ctrl_c_while_a_worker_starts_is_heard_before_its_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.compare._STOPS", [])
+    monkeypatch.setattr("train.compare._end_with_parent", lambda: None)
+    places: Any = Queue()
+    places.put(None)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as a worker is born
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+    _take_device(places, 1)
+    with pytest.raises(KeyboardInterrupt):
+        _work_in_pool(Cell(RunSettings("tiny", "", RECIPES["tiny"]), tmp_path, 5))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and not list(tmp_path.iterdir())
 
 
 def test_a_worker_that_was_stopped_says_so_and_begins_nothing_new(

@@ -85,6 +85,7 @@ def test_every_setting_is_a_flag_and_comes_back_from_the_file(tmp_path: Path) ->
         ("epochs = true", "a.toml: epochs = true: must be a whole number"),
         ("epochs = 0", "a.toml: epochs = 0: 0 is not in the range x>=1"),
         ("lr = 'fast'", 'a.toml: lr = "fast": must be a number'),
+        ("batch-size = 4\nbatch_size = 8", "a.toml: batch_size: is given twice, with - and with _"),
         ("balanced = 1", "a.toml: balanced = 1: must be true or false"),
         ("model = 3", "a.toml: model = 3: must be a word in quotes"),
         ("input = 'grey'", "a.toml: input = \"grey\": 'grey' is not one of 'rgb', 'diff', 'rgb+diff'"),

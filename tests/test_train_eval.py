@@ -139,11 +139,12 @@ def test_mistakes_on_a_set_behind_a_url_are_drawn(still_run: Path, server: FarSe
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--threshold-from", "val"], "--threshold-from val: is what is judged"),
+        (["--threshold-from", "val"], "--threshold-from val: is what is judged; fit it on another split, of "),
+        (["--mistakes", "a.png", "--csv", "./a.png"], "--mistakes a.png: is the file of --csv, too; give each"),
         (["--threshold-from", "test"], "no split 'test'"),
         (["--csv", "nowhere/a.csv"], "--csv nowhere/a.csv: there is no folder nowhere"),
-        (["--curves", "c.png"], "--curves c.png: is drawn as SVG; call it c.svg"),
-        (["--mistakes", "m.jpg"], "--mistakes m.jpg: is drawn as PNG; call it m.png"),
+        (["--curves", "c.png"], "--curves c.png: is written as SVG; call it c.svg"),
+        (["--mistakes", "m.jpg"], "--mistakes m.jpg: is written as PNG; call it m.png"),
     ],
 )
 def test_mistakes_get_one_clear_line(run_folder: Path, flags: list[str], message: str) -> None:

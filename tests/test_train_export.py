@@ -182,6 +182,11 @@ def test_a_standing_file_is_not_replaced_unasked(run_copy: Path) -> None:
     assert_one_clear_line(train("export", run_copy, "--to", "torch"), 2, "exists; give another name")
 
 
+def test_a_file_is_not_called_what_it_is_not(run_copy: Path) -> None:
+    result = train("export", run_copy, "--to", "torch", "--out", run_copy / "model.onnx")
+    assert_one_clear_line(result, 2, "model.onnx: is written as PT2; call it ")
+
+
 def test_a_place_that_is_not_there_is_told_before_the_run_is_loaded(
     run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,7 +201,9 @@ def test_a_video_that_breaks_is_treated_as_the_set_treats_it(
     ("flags", "message"),
     [
         (["--clips", "3", "--every", "1"], "--clips spreads clips over a video, --every slides over it"),
-        (["--plot", "a.png"], "--plot a.png: is drawn as SVG; call it a.svg"),
+        (["--every", "inf"], "--every"),
+        (["--plot", "a.svg", "--csv", "a.svg"], "--plot a.svg: is the file of --csv, too; give each its own"),
+        (["--plot", "a.png"], "--plot a.png: is written as SVG; call it a.svg"),
         (["--csv", __file__], "exists; give another name, or --overwrite"),
         ([str(Path(__file__).parent)], "tests: is a folder; give its videos, such as "),
         (["--device", "abacus"], "--device abacus"),

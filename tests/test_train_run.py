@@ -123,6 +123,7 @@ def test_a_family_that_takes_no_such_clips_is_listed_with_its_reason(monkeypatch
         (["run", "--model", "magic"], "--model magic: no such family; there are single_frame"),
         (["run", "--model", "early_fusion", "--device", "meta"], "--device meta"),
         (["run", "--model", "early_fusion", "--resume"], "--resume: say which run with --out"),
+        (["run", "--resume"], "--resume: say which run with --out"),
         (["run", "--model", "early_fusion", "--shards", "nowhere"], "nowhere: no shard set here"),
         (["run", "--model", "early_fusion", "--precision", "int3"], "'int3' is not one of 'auto', 'fp32'"),
         (["run", "--model", "early_fusion", "--device", "abacus"], "--device abacus"),

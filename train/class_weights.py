@@ -22,7 +22,10 @@ def class_weights(asked: str, labels: Sequence[str], counted: NDArray[np.int64])
         counts = np.bincount(counted, minlength=len(labels))
         missing = [label for label, count in zip(labels, counts, strict=True) if not count]
         if missing:
-            raise UserError(f"--class-weights balanced: there are no videos of {missing[0]} to train on")
+            raise UserError(
+                f"--class-weights balanced: there are no videos of {missing[0]} to train on; "
+                "give weights by label, or split the set, or choose the fold, otherwise"
+            )
         return [float(len(counted) / (len(labels) * count)) for count in counts]
     named: dict[str, float] = {}
     for part in asked.split(","):

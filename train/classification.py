@@ -32,7 +32,8 @@ class Classification(Objective):
         super().__init__(settings, shard_set, compute, say)
         if len(shard_set.labels) < 2:
             raise UserError(
-                f"{settings.shards}: all videos are labelled {shard_set.labels[0]!r}; a classifier needs two"
+                f"{settings.shards}: all videos are labelled {shard_set.labels[0]!r}; a classifier needs two; "
+                "build the set with labels (`train pretrain` needs none)"
             )
         self.best_by = f"val_{self.recipe.best_by}"
         train, val = self.splits()

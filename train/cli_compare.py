@@ -67,7 +67,7 @@ def compare(
       train compare --epochs 10 --markdown table.md --plot accuracy.svg
     """
     chosen, numbers = _families(names), _seeds(seeds)
-    check_files({"--markdown": markdown, "--plot": plot}, overwrite=overwrite, drawn={"--plot": ".svg"})
+    check_files({"--markdown": markdown, "--plot": plot}, overwrite=overwrite, suffixes={"--plot": ".svg"})
 
     from train.compare import compare as work
     from train.compare import plan_cells, visible_devices

@@ -43,7 +43,7 @@ def evaluate(
 
     read_run(run_folder)  # a wrong path is told before torch is loaded
     files = {"--csv": csv_file, "--curves": curves, "--mistakes": mistakes}
-    check_files(files, overwrite=overwrite, drawn={"--curves": ".svg", "--mistakes": ".png"})
+    check_files(files, overwrite=overwrite, suffixes={"--curves": ".svg", "--mistakes": ".png"})
 
     from train.compute import choose_compute
     from train.evaluate import evaluate_run

@@ -11,6 +11,7 @@ from pipeline.commands import FOLDER, PLACE, apply_options, cache_flags, names_i
 Flag = Callable[[Any], Any]
 DEFAULT_SHARDS = Path("data/shards")
 DEFAULT_RUNS = Path("runs")
+MOST_SECONDS = 86_400  # a day, between two clips of a video or stream
 FAMILIES = "train.recipes:RECIPES"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 SPLITS = ("train", "val", "test")
@@ -53,7 +54,8 @@ def split_option(flag: str, default: str | None, told: str) -> Flag:
 
 def every_option(told: str) -> Flag:
     """`--every`: how far apart the clips of a video or stream begin."""
-    return click.option("--every", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help=told)
+    longest = click.FloatRange(0, MOST_SECONDS, min_open=True)
+    return click.option("--every", type=longest, metavar="SECONDS", help=told)
 
 
 def model_option(table: str = FAMILIES, **attributes: Any) -> Flag:

@@ -1,5 +1,6 @@
 """The flags that say how a model is trained, for `train run` and `train compare`, and a file that gives them."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -144,10 +145,11 @@ def override(family: str, recipe: "Recipe", flags: dict[str, Any]) -> "Recipe":
         raise UserError(str(error)) from error
     longest = made.epochs / WARMUP_PARTS
     if "warmup" not in given and made.warmup > longest:
-        click.echo(
-            f"{family}: warm-up of {longest:g} epochs, a fifth of {made.epochs}, instead of {made.warmup:g}",
-            err=True,
-        )
+        if os.environ.get("RANK", "0") == "0":  # the ranks have not met yet
+            click.echo(
+                f"{family}: warm-up of {longest:g} epochs, a fifth of {made.epochs}, instead of {made.warmup:g}",
+                err=True,
+            )
         return replace(made, warmup=longest)
     if made.warmup >= made.epochs:
         raise UserError(

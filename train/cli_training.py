@@ -19,6 +19,8 @@ from train.cli_recipe import config_option, family_option
 if TYPE_CHECKING:
     from train.run_settings import RunSettings
 
+NO_RUN = "--resume: say which run with --out"
+
 RUN_FLAGS: list[Callable[[Any], Any]] = [
     config_option,
     shards_option,
@@ -97,7 +99,7 @@ def train_run(
     out, resume = flags["out"], flags["resume"]
     every = Every.parse(flags["checkpoint_every"])
     if resume and out is None:
-        raise UserError("--resume: say which run with --out")
+        raise UserError(NO_RUN)
     out = out or DEFAULT_RUNS / f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
     claim(out, resume=resume, overwrite=flags["overwrite"])
     if resume:
@@ -126,7 +128,9 @@ def resumed_family(ctx: click.Context, flags: dict[str, Any]) -> str:
     """The model family of the run that goes on; of a new one, it has to be given. Raises `click.UsageError`."""
     from train.checkpoint import read_run
 
-    if not (flags["resume"] and flags["out"]):
+    if flags["resume"] and not flags["out"]:
+        raise click.UsageError(NO_RUN)
+    if not flags["resume"]:
         model = next(param for param in ctx.command.params if param.name == "model")
         raise click.MissingParameter(ctx=ctx, param=model)
     return str(read_run(flags["out"])["model"]).removesuffix("_pretraining")

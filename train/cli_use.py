@@ -8,6 +8,7 @@ import click
 
 from pipeline.commands import FILE, check_files, json_option, overwrite_option
 from pipeline.console import print_json, print_table, progress
+from pipeline.places import as_place
 from train.cli_options import checkpoint_option, compute_options, every_option, judging_batch_option, run_argument
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ def predict(
 
     if clips and every:
         raise UserError("--clips spreads clips over a video, --every slides over it: give one of them")
-    check_files({"--csv": table, "--plot": plot}, overwrite=overwrite, drawn={"--plot": ".svg"})
+    check_files({"--csv": table, "--plot": plot}, overwrite=overwrite, suffixes={"--plot": ".svg"})
     read_run(run_folder)
-    places = [video.removeprefix("file://") for video in videos]
+    places = [str(as_place(video)) for video in videos]
     if folder := next((place for place in places if Path(place).is_dir()), None):
         raise UserError(f"{folder}: is a folder; give its videos, such as {folder}/*.mp4")
 

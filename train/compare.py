@@ -7,6 +7,7 @@ what it held out by the weights of its last epoch, since the best epoch is chose
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -272,7 +273,13 @@ def _side_by_side(todo: Sequence[Cell], jobs: int, stage: Stage) -> Iterator[tup
         devices.put(names[number % len(names)] if names else None)
     step = stage("runs", len(todo))
     with ProcessPoolExecutor(jobs, spawn, partial(_take_device, devices, jobs)) as pool:
-        tasks = {pool.submit(_work_in_pool, cell): cell for cell in todo}
+        # Ctrl-C reaches the workers, too, and while they still import it would fill the screen: they start with it
+        # held back, and hear of it when they can tell.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            tasks = {pool.submit(_work_in_pool, cell): cell for cell in todo}
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
             for task in as_completed(tasks):
                 error = task.exception()
@@ -305,6 +312,9 @@ def visible_devices() -> list[str]:
 
 def _take_device(devices: "Queue[str | None]", jobs: int) -> None:
     """What a worker process does first."""
+    before = signal.signal(signal.SIGINT, lambda *_: _STOPS.append(KeyboardInterrupt()))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # one that was held back is noted here
+    signal.signal(signal.SIGINT, before)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     device = devices.get()
     if device is None:

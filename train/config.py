@@ -72,6 +72,8 @@ def _by_name(
             near = get_close_matches(key.replace("_", "-"), flags, 1)
             hint = f"; did you mean {near[0]}?" if near else f"; `train {command.name} --help` lists the flags"
             raise UserError(f"{where}{key}: is no setting of `train {command.name}`{hint}")
+        if flag.name in found:
+            raise UserError(f"{where}{key}: is given twice, with - and with _")
         found[flag.name] = _checked(f"{where}{key}", flag, value)
     return found
 

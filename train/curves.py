@@ -34,8 +34,10 @@ def curve_panels(found: Evaluation) -> list[Panel]:
         f"{shown(name, NAME)}, {area:.3f}" if area is not None else ""
         for name, area in zip(names, areas, strict=True)
     ]
-    roc = _lines(_roc, [shown(name, NAME) for name in names], probabilities, labels, _mean_roc)
-    precision = _lines(_precision, told, probabilities, labels, _mean_precision)
+    held = [int((labels == k).sum()) for k in range(len(names))]
+    told_apart = [k for k, count in enumerate(held) if 0 < count < len(labels)]
+    roc = _lines(_roc, [shown(name, NAME) for name in names], probabilities, labels, told_apart)
+    precision = _lines(_precision, told, probabilities, labels, [k for k, count in enumerate(held) if count])
     if len(names) == 2:
         roc = roc[1:]  # the other is its mirror image
     area = "undefined" if metrics["roc_auc"] is None else f"{metrics['roc_auc']:.3f}"
@@ -52,15 +54,15 @@ def _lines(
     names: list[str],
     probabilities: Values,
     labels: NDArray[np.int64],
-    mean: Callable[[Sequence[Curve]], Curve],
+    defined: Sequence[int],
 ) -> list[Line]:
-    """A line for each of the most frequent labels, and one for the mean of all, where they are three and more."""
-    defined = [k for k in range(len(names)) if 0 < (labels == k).sum() < len(labels)]
+    """A line for each of the most frequent labels, and one for the mean of all that have a curve, where the labels
+    are three and more."""
     curves = {k: curve(labels == k, probabilities[:, k]) for k in defined}
     chosen = [k for k in most_frequent(labels, len(names), MOST) if k in curves]
     lines = [Line(names[k], _points(curves[k]), colour) for colour, k in enumerate(chosen)]
     if len(names) > 2 and curves:
-        lines.append(Line(f"mean of {len(curves)}", _points(mean(list(curves.values()))), mean=True))
+        lines.append(Line(f"mean of {len(curves)}", _points(_mean(list(curves.values()))), mean=True))
     return lines
 
 
@@ -70,13 +72,15 @@ def _roc(positive: NDArray[np.bool_], scores: Values) -> Curve:
 
 
 def _precision(positive: NDArray[np.bool_], scores: Values) -> Curve:
+    """Stairs: between two recalls stands the precision at the next, so that the area is the average precision."""
     right, recall, _ = precision_recall_curve(positive, scores)
-    return recall[::-1], right[::-1]  # from recall 0 on
+    right, recall = right[::-1], recall[::-1]  # from recall 0 on, where the precision is a made-up 1
+    return recall.repeat(2)[1:-1], right[1:].repeat(2)
 
 
-def _mean_roc(curves: Sequence[Curve]) -> Curve:
-    """At each rate the mean of where the curves come in and of where they, upright there, go out."""
-    grid = _grid(curves)
+def _mean(curves: Sequence[Curve]) -> Curve:
+    """At each x the mean of where the curves come in and of where they, upright there, go out."""
+    grid = np.unique(np.concatenate([x for x, _ in curves]))
     ends = [(_straight(grid, x, y, "left"), _straight(grid, x, y, "right")) for x, y in curves]
     return grid.repeat(2), np.mean(ends, 0).T.ravel()
 
@@ -84,17 +88,6 @@ def _mean_roc(curves: Sequence[Curve]) -> Curve:
 def _straight(grid: Values, x: Values, y: Values, side: Literal["left", "right"]) -> Values:
     at = np.searchsorted(x, grid, side) - (side == "right")
     return np.where(x[at] == grid, y[at], np.interp(grid, x, y))
-
-
-def _mean_precision(curves: Sequence[Curve]) -> Curve:
-    """At each recall the mean as average precision counts: a curve has there what it has at the next recall it
-    reaches."""
-    grid = _grid(curves)
-    return grid, np.mean([right[np.searchsorted(recall, grid, "left")] for recall, right in curves], 0)
-
-
-def _grid(curves: Sequence[Curve]) -> Values:
-    return np.unique(np.concatenate([x for x, _ in curves]))
 
 
 def _points(curve: Curve) -> list[tuple[float, float]]:

@@ -127,9 +127,10 @@ def evaluate_run(
     about = read_run(run)
     if "shards" not in about["settings"]:
         raise UserError(f"{run}: the settings in its run.json lack shards")
-    if threshold_from == split:
-        raise UserError(f"--threshold-from {split}: is what is judged; fit it on another split, such as val")
     shard_set = read_set(as_place(str(shards or about["settings"]["shards"])))
+    if threshold_from == split:
+        others = ", ".join(name for name in shard_set.splits if name != split) or "none"
+        raise UserError(f"--threshold-from {split}: is what is judged; fit it on another split, of {others}")
     index = index_for(shard_set, about, split)
     fitted_on = index_for(shard_set, about, threshold_from) if threshold_from else None
     if fitted_on and len(about["labels"]) != 2:
@@ -265,7 +266,9 @@ def _refuse(run: Path, learnt: Learnt, found: Crossing, shares: str, where: str)
     if learnt.changed:
         since = f"{run} was trained on another state of its set; {shares} its {where} of then"
         found.refuse(place, since, "Train again on the set as it is now")
-    found.refuse(place, f"{shares} {where}")
+    # No regrouping of one set parts it from another.
+    apart = "" if learnt.home else "Build the judged set without them, or train again with --leave-out for each"
+    found.refuse(place, f"{shares} {where}", apart)
 
 
 def _unknown(run: Path, learnt: Learnt, *, allowed: bool) -> dict[str, Any]:
@@ -285,7 +288,7 @@ def index_for(shard_set: ShardSet, about: dict[str, Any], split: str) -> SplitIn
     if list(shard_set.labels) != about["labels"]:
         raise UserError(
             f"{shard_set.folder}: has the labels {', '.join(shard_set.labels)}; the run was trained on "
-            f"{', '.join(about['labels'])}"
+            f"{', '.join(about['labels'])}; build the set from videos of each of these, and no others"
         )
     if shard_set.recipe.fingerprint != about["fingerprint"]:
         raise UserError(

@@ -89,7 +89,7 @@ def export_run(
             f"--to {to}: needs {', '.join(missing)}; install them with pip install 'reelcache[export]'"
         )
     out = out or run / f"model{target.suffix}"
-    check_files({"--out": out}, overwrite=overwrite)
+    check_files({"--out": out}, overwrite=overwrite, suffixes={"--out": target.suffix})
     compute = Compute(torch.device("cpu"), bf16=False)
     trained = load_trained(run, weights, compute)
     frames, kind = _parity_clips(trained, clips, say)

@@ -191,7 +191,8 @@ def _frames_of(prediction: Prediction, recipe: Recipe, stage: Stage | None) -> I
     except DecodeError as error:
         prediction.reason = str(error)
     except OSError as error:
-        prediction.reason = f"cannot be read: {error.strerror or error}"
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
+        prediction.reason = f"cannot be read: {why}"
     except MemoryError:
         raise  # the machine's fault, not the video's
     except Exception as error:  # whatever a decoder throws at one video, the others go on

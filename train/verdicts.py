@@ -21,6 +21,8 @@ from train.tables import no_formula
 SHOWN = 10  # mistakes
 STRIP = 8  # frames of each
 CAPTION = 24  # px
+MARGIN = 4  # px
+FONT = cv2.FONT_HERSHEY_SIMPLEX, 0.45
 
 
 def write_csv(file: Path, found: Evaluation) -> None:
@@ -63,9 +65,9 @@ def write_mistakes(file: Path, found: Evaluation, count: int = SHOWN) -> int:
     for place, frames in zip(places, _strips(found, places), strict=True):
         verdict = int(decide(probabilities[place : place + 1], found.metrics["threshold"])[0])
         chance = probabilities[place, verdict]
-        text = f"{videos[place]}: is {names[labels[place]]}, judged {names[verdict]} ({chance:.2f})"
-        rows += [_caption(text, width), np.concatenate(list(frames), 1)]
-    sheet = np.concatenate(rows or [_caption("no mistakes", width)])
+        text = f": is {names[labels[place]]}, judged {names[verdict]} ({chance:.2f})"
+        rows += [_caption(videos[place], text, width), np.concatenate(list(frames), 1)]
+    sheet = np.concatenate(rows or [_caption("", "no mistakes", width)])
     _, png = cv2.imencode(".png", sheet[..., ::-1])
     file.write_bytes(png.tobytes())
     return len(places)
@@ -88,9 +90,13 @@ def _strips(found: Evaluation, places: list[int]) -> list[NDArray[np.uint8]]:
         return list(batch.frames.numpy().copy())
 
 
-def _caption(text: str, width: int) -> NDArray[np.uint8]:
-    """OpenCV's fonts know ASCII alone."""
+def _caption(video: str, told: str, width: int) -> NDArray[np.uint8]:
+    """A long path loses its start: its end, and what is told of it, say more."""
     line: NDArray[Any] = np.full((CAPTION, width, 3), 255, np.uint8)
-    plain = text.encode("ascii", "replace").decode()
-    cv2.putText(line, plain, (4, CAPTION - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (30, 30, 30), 1, cv2.LINE_AA)
+    name, told = (text.encode("ascii", "replace").decode() for text in (video, told))  # all that the fonts know
+    shown = name
+    while name and cv2.getTextSize(shown + told, *FONT, 1)[0][0] > width - 2 * MARGIN:
+        name = name[1:]
+        shown = f"...{name}"
+    cv2.putText(line, shown + told, (MARGIN, CAPTION - 8), *FONT, (30, 30, 30), 1, cv2.LINE_AA)
     return line
