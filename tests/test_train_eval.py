@@ -28,6 +28,7 @@ from train.leakage import crossing
 from train.lessons import learnt_videos
 from train.manifest import MANIFEST
 from train.metrics import decide, fit_threshold, score
+from train.verdicts import _caption
 
 LARGER = Recipe(width=48, height=48)
 QUICK = [*conftest.QUICK, "--epochs", "1"]
@@ -136,6 +137,14 @@ def test_mistakes_on_a_set_behind_a_url_are_drawn(still_run: Path, server: FarSe
     assert cv2.imread(str(tmp_path / "a.png")) is not None and list((tmp_path / "cache").iterdir())
 
 
+def test_a_long_path_loses_its_start_and_not_what_is_told_of_it() -> None:
+    told = ": is cats, judged dogs"
+    place = f"/{'streets/' * 20}9.mp4"
+    one, longer = (_caption(f"{start}{place}", f"{told} (0.91)", 400) for start in ("a", "much longer"))
+    assert np.array_equal(one, longer) and one[:, 200:].min() < 255
+    assert not np.array_equal(one, _caption(f"a{place}", f"{told} (0.62)", 400))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -198,7 +207,9 @@ def test_another_set_with_videos_that_were_learnt_is_refused(still_run: Path, tm
         recipe=LARGER,
     )
     swapped = ["--shards", tmp_path / "set"]
-    assert_one_clear_line(train("eval", still_run, *swapped), 2, "val shares with train of ")
+    refused = train("eval", still_run, *swapped)
+    assert_one_clear_line(refused, 2, "val shares with train of ")
+    assert "Build the judged set without them, or train again with --leave-out" in refused.stderr
     metrics = json.loads(train("eval", still_run, *swapped, "--allow-leaks", "--json").stdout)
     assert metrics["leaks"]["checked"] and metrics["leaks"]["count"] == 1 and not metrics["chose_epoch"]
     assert metrics["leaks"]["pairs"][0][:2] == [f"{still_run.parent / 'set'}: train/cats/2.mp4", "val/cats/2.mp4"]

@@ -174,7 +174,15 @@ def test_a_url_is_fetched_and_gives_what_the_file_gives(trained: Trained, video:
     places = [str(video), "memory://clips/21.mp4", "memory://clips/none.mp4"]
     file, url, missing = predict_videos(trained, CPU, places, cut_by(trained, 5, None), 1, no_stage)
     assert file.probabilities.tolist() == url.probabilities.tolist()
-    assert missing.reason.startswith("cannot be read") and not missing.timeline
+    assert missing.reason == "cannot be read: there is no such file" and not missing.timeline
+
+
+def test_a_file_url_may_have_its_letters_escaped(run_folder: Path, video: Path, tmp_path: Path) -> None:
+    place = tmp_path / "at 9 o'clock, ü.mp4"
+    place.write_bytes(video.read_bytes())
+    result = train("predict", run_folder, place.as_uri(), "--json")
+    assert "%20" in place.as_uri() and result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["videos"][0]["video"] == str(place)
 
 
 @pytest.mark.parametrize(("on_corrupt", "moments"), [("reject", 0), ("keep", 2)])
