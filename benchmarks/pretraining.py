@@ -5,7 +5,7 @@
     train pretrain --shards /tmp/paint/shards --out /tmp/paint/painter --option scale=micro --input diff \\
         --option decoder_depth=2 --option normalised_targets=no --frames 8 --crop 1 --batch-size 32 --lr 2e-3 \\
         --warmup 1 --epochs 25
-    python benchmarks/pretraining.py /tmp/paint/painter --out /tmp/paint/runs --seeds 0,1,2,3,4,5
+    python benchmarks/pretraining.py /tmp/paint/painter --out /tmp/paint/runs --seeds 0,1,2,3,4,5,6,7,8,9,10,11
 
 The pre-training has seen all of `train` without its labels, once. Then, for each seed, a few videos of each label
 are drawn, and two classifiers of the same size and input are trained on them: from fresh weights, and from the
