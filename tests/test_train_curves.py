@@ -37,9 +37,3 @@ def test_the_area_under_each_line_is_the_number_that_is_given(classes: int, seed
     assert area(roc[-1]) == pytest.approx(found.metrics["roc_auc"])
     if classes > 2:
         assert precision[-1].mean and area(precision[-1]) == pytest.approx(found.metrics["pr_auc"])
-
-
-def test_of_one_class_there_is_a_precision_and_no_roc() -> None:
-    found = judged(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]))
-    roc, precision = (panel.lines for panel in curve_panels(found))
-    assert roc == [] and [area(line) for line in precision] == [1.0] == [found.metrics["pr_auc"]]

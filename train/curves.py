@@ -34,10 +34,8 @@ def curve_panels(found: Evaluation) -> list[Panel]:
         f"{shown(name, NAME)}, {area:.3f}" if area is not None else ""
         for name, area in zip(names, areas, strict=True)
     ]
-    held = [int((labels == k).sum()) for k in range(len(names))]
-    told_apart = [k for k, count in enumerate(held) if 0 < count < len(labels)]
-    roc = _lines(_roc, [shown(name, NAME) for name in names], probabilities, labels, told_apart)
-    precision = _lines(_precision, told, probabilities, labels, [k for k, count in enumerate(held) if count])
+    roc = _lines(_roc, [shown(name, NAME) for name in names], probabilities, labels)
+    precision = _lines(_precision, told, probabilities, labels)
     if len(names) == 2:
         roc = roc[1:]  # the other is its mirror image
     area = "undefined" if metrics["roc_auc"] is None else f"{metrics['roc_auc']:.3f}"
@@ -54,10 +52,9 @@ def _lines(
     names: list[str],
     probabilities: Values,
     labels: NDArray[np.int64],
-    defined: Sequence[int],
 ) -> list[Line]:
-    """A line for each of the most frequent labels, and one for the mean of all that have a curve, where the labels
-    are three and more."""
+    """A line for each of the most frequent labels, and one for the mean of all, where they are three and more."""
+    defined = [k for k in range(len(names)) if 0 < (labels == k).sum() < len(labels)]
     curves = {k: curve(labels == k, probabilities[:, k]) for k in defined}
     chosen = [k for k in most_frequent(labels, len(names), MOST) if k in curves]
     lines = [Line(names[k], _points(curves[k]), colour) for colour, k in enumerate(chosen)]
